@@ -1,0 +1,1 @@
+"""Datasets that ship with tunesmith: `text_to_sql`."""

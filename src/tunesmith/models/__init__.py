@@ -1,0 +1,1 @@
+"""Base models, tokenizers, the chat renderer, adapters and devices. Light: torch loads on use."""

@@ -1,0 +1,59 @@
+"""What training made, put back on its base: adapters in PEFT's format, or full weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import ModelError
+from tunesmith.models.load import BaseModel, load_model
+from tunesmith.store import Artifact
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_base", "has_adapter", "load_trained"]
+
+ADAPTER = "adapter"
+FULL = "model"
+
+
+def has_adapter(trained: Artifact) -> bool:
+    """Whether the run holds an adapter; otherwise it holds all weights."""
+    return f"{ADAPTER}/adapter_config.json" in trained.files
+
+
+def check_base(trained: Artifact, base: BaseModel) -> None:
+    """Refuse a base model that is not the one the run was trained on.
+
+    Raises:
+        ModelError: the content differs.
+    """
+    sealed = trained.facts["base"]
+    if sealed["sha256"] != base.sha256:
+        raise ModelError(
+            f"{trained.dir} was trained on another base model than {base.name}",
+            why=f"it was {sealed['name']} with hash {sealed['sha256'][:12]}, this is {base.sha256[:12]}",
+            fix="set model.base to the base that the run was trained on",
+        )
+
+
+def load_trained(trained: Artifact, base: BaseModel, dtype: torch.dtype) -> Any:
+    """The model that a run made, on the CPU, in evaluation mode.
+
+    For an adapter run it is a `peft.PeftModel`: `with model.disable_adapter():` gives the base.
+    Adapter weights stay in float32 beside base weights of `dtype`.
+
+    Raises:
+        ModelError: another base, or damaged weights.
+        ArtifactError: a file is not what was sealed.
+    """
+    check_base(trained, base)
+    if not has_adapter(trained):
+        return load_model(trained.folder(FULL), dtype)
+    from peft import PeftModel
+
+    folder = trained.folder(ADAPTER)
+    model = PeftModel.from_pretrained(
+        load_model(base, dtype), folder, autocast_adapter_dtype=True, local_files_only=True
+    )
+    return model.eval()

@@ -1,0 +1,280 @@
+"""The one chat renderer: a conversation to tokens, with a role and a trained flag for each token.
+
+Training masks, evaluation prompts, the exported Modelfile and the gateway all call it, so what was
+trained is what is asked. The text comes from the model's own chat template. The roles come from
+rendering growing prefixes of the conversation, which works with any template whose output for the
+first messages does not change when more messages follow; one that breaks this is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import ModelError
+from tunesmith.store import canonical_json
+
+__all__ = ["ChatRenderer", "Rendered", "Role"]
+
+Message = Mapping[str, Any]
+Role = str
+TEMPLATE: Role = "template"
+"""Role of the tokens that the template adds: markers, role names, line ends."""
+
+_PROBES: tuple[tuple[dict[str, str], ...], ...] = (
+    ({"role": "user", "content": "Hi"},),
+    (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "  2 + 2?\n"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "Ünïcode: 你好, tab\there"},
+        {"role": "assistant", "content": "ok <b>done</b>"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it. All tuples have one entry a token.
+
+    Attributes:
+        token_ids: what goes in.
+        roles: "template", "system", "user", "assistant" or "tool".
+        trained: whether the loss counts this token: an assistant's text and its stop token.
+        text: the same conversation as text.
+    """
+
+    token_ids: tuple[int, ...]
+    roles: tuple[Role, ...]
+    trained: tuple[bool, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of text that is cut into tokens on its own.
+
+    Attributes:
+        spans: (start, end, role) of the contents in it, in characters; the rest is the template's.
+        trained: whether its tokens count in the loss.
+        literal: control tokens in it are spelled out, not obeyed.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int, Role], ...] = ()
+    trained: bool = False
+    literal: bool = False
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer and its chat template.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+
+    Raises:
+        ModelError: the tokenizer has no chat template or no end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ModelError(
+                "the model's tokenizer has no chat template",
+                why="a base model that was never taught to chat has none",
+                fix="use the instruct version of the model",
+            )
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the model's tokenizer has no end-of-sequence token")
+        if not tokenizer.is_fast:
+            raise ModelError(
+                "the model's tokenizer does not tell where each token starts",
+                why="it is not a fast tokenizer",
+                fix="use a model that has a tokenizer.json",
+            )
+        self._special = _special_texts(tokenizer)
+        self._stop_text = self._find_stop_text()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the one that the template writes, and the tokenizer's own."""
+        written, _ = self._encode(self._stop_text)
+        own = (int(self.tokenizer.eos_token_id),)
+        return tuple(dict.fromkeys((*written, *own))) if len(written) == 1 else own
+
+    @property
+    def template(self) -> str:
+        """The chat template's source (Jinja)."""
+        return str(self.tokenizer.chat_template)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of rendered probe conversations: tokens, roles and flags. Equal means same prompts."""
+        probes = [self.render(probe) for probe in _PROBES] + [
+            self.render(_PROBES[0], for_answer=True)
+        ]
+        seen = [[p.token_ids, p.roles, p.trained, p.text] for p in probes]
+        return hashlib.sha256(canonical_json(seen).encode()).hexdigest()
+
+    def render(self, messages: Sequence[Message], *, for_answer: bool = False) -> Rendered:
+        """Tokens of a conversation, each with its role and trained flag.
+
+        Args:
+            messages: role and content of each turn.
+            for_answer: end with the opening of an assistant's turn, for the model to go on.
+
+        Raises:
+            ModelError: the template refuses the conversation, or rewrites earlier turns.
+        """
+        pieces = [p for p in self._pieces(messages, for_answer=for_answer) if p.text]
+        token_ids: list[int] = []
+        roles: list[Role] = []
+        trained: list[bool] = []
+        for piece in pieces:
+            ids, places = self._encode(piece.text, literal=piece.literal)
+            token_ids += ids
+            roles += [_role_of(piece.spans, *place) for place in places]
+            trained += [piece.trained] * len(ids)
+        text = "".join(piece.text for piece in pieces)
+        return Rendered(tuple(token_ids), tuple(roles), tuple(trained), text)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens to generate an answer from."""
+        return self.render(messages, for_answer=True).token_ids
+
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of tokens; control tokens are left out unless `special`."""
+        text = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def _encode(
+        self, text: str, *, literal: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and the characters from which to which each goes."""
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=literal,
+        )
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+    def _text(self, messages: Sequence[Message], *, for_answer: bool) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=for_answer,
+                )
+            )
+        except (TemplateError, TypeError) as error:
+            raise ModelError(
+                f"the model's chat template refuses a conversation: {error}",
+                why="roles in it: " + ", ".join(str(message.get("role")) for message in messages),
+                fix="change the order of the turns, or drop the roles the template does not know",
+            ) from error
+
+    def _pieces(self, messages: Sequence[Message], *, for_answer: bool) -> list[_Piece]:
+        """Cut the rendered text where an assistant's turn starts and ends."""
+        whole = self._text(messages, for_answer=for_answer)
+        pieces: list[_Piece] = []
+        done = 0
+        pending: list[Message] = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                pending.append(message)
+                continue
+            opened = self._prefix(messages[:index], whole, for_answer=True)
+            closed = self._prefix(messages[: index + 1], whole, for_answer=False)
+            pieces += self._prompt(whole[done:opened], pending)
+            answer = self._answer(whole[opened:closed], str(message["content"]))
+            pieces += answer
+            done, pending = opened + sum(len(piece.text) for piece in answer), []
+        return pieces + self._prompt(whole[done:], pending)
+
+    def _prompt(self, text: str, messages: Sequence[Message]) -> list[_Piece]:
+        """A stretch without answers: one piece, unless a content spells a control token."""
+        spans = tuple(_content_spans(text, messages))
+        if not any(token in text[a:b] for a, b, _ in spans for token in self._special):
+            return [_Piece(text, spans)]
+        pieces: list[_Piece] = []
+        position = 0
+        for start, end, role in spans:
+            pieces.append(_Piece(text[position:start]))
+            pieces.append(_Piece(text[start:end], ((0, end - start, role),), literal=True))
+            position = end
+        return [*pieces, _Piece(text[position:])]
+
+    def _prefix(self, messages: Sequence[Message], whole: str, *, for_answer: bool) -> int:
+        text = self._text(messages, for_answer=for_answer)
+        if not whole.startswith(text):
+            raise ModelError(
+                "the model's chat template rewrites earlier turns when later ones follow",
+                why="so the tokens of an answer cannot be told apart with certainty",
+                fix="keep one assistant turn in each row, or use a model with another template",
+            )
+        return len(text)
+
+    def _answer(self, text: str, content: str) -> list[_Piece]:
+        """Content and stop token are trained; what the template writes after the stop is not."""
+        stop = self._stop_text
+        body = content if text.startswith(content) else content.strip()
+        end = len(body) + len(stop)
+        if not text.startswith(body) or text[len(body) : end] != stop:
+            raise ModelError(
+                f"the model's chat template changes an answer: {content[:80]!r} became {text[:80]!r}",
+                why="the trained tokens would not be the assistant's text and its stop token",
+                fix="use a model whose template writes answers as they are",
+            )
+        return [
+            _Piece(body, ((0, len(body), "assistant"),), trained=True, literal=True),
+            _Piece(stop, ((0, len(stop), "assistant"),), trained=True),
+        ]
+
+    def _find_stop_text(self) -> str:
+        """What the template writes right after an answer: one control token, such as `<|im_end|>`."""
+        ask = [{"role": "user", "content": "a"}]
+        opened = self._text(ask, for_answer=True)
+        closed = self._text([*ask, {"role": "assistant", "content": "b"}], for_answer=False)
+        tail = closed[len(opened) :].removeprefix("b") if closed.startswith(opened) else ""
+        stop = next((token for token in self._special if tail.startswith(token)), None)
+        if stop is None:
+            raise ModelError(
+                f"the model's chat template writes no stop token after an answer, but {tail[:40]!r}",
+                why="a model trained on it would never learn to stop",
+                fix="use a model whose template closes the assistant's turn with a control token",
+            )
+        return stop
+
+
+def _special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """Texts of all control tokens, longest first."""
+    added = {str(token) for token in tokenizer.get_added_vocab()}
+    texts = added | {str(token) for token in tokenizer.all_special_tokens}
+    return tuple(sorted((t for t in texts if t.strip()), key=len, reverse=True))
+
+
+def _content_spans(text: str, messages: Sequence[Message]) -> Iterator[tuple[int, int, Role]]:
+    """Where the contents of `messages` lie in `text`, in order.
+
+    A content that the template changed is not found; its tokens then show as the template's.
+    """
+    position = 0
+    for message in messages:
+        content = str(message.get("content") or "").strip()
+        found = text.find(content, position) if content else -1
+        if found >= 0:
+            position = found + len(content)
+            yield found, position, str(message["role"])
+
+
+def _role_of(spans: Sequence[tuple[int, int, Role]], start: int, end: int) -> Role:
+    """The role of the first content that a token has a character in, else the template's."""
+    return next((role for first, last, role in spans if first < end and start < last), TEMPLATE)

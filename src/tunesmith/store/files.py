@@ -1,0 +1,119 @@
+"""Atomic files, hashes, and what the operating system says when a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import StorageError
+
+__all__ = [
+    "canonical_json",
+    "sha256_of_file",
+    "sha256_of_json",
+    "storage_errors",
+    "write_atomically",
+    "writing",
+]
+
+_CAUSES = {
+    errno.ENOSPC: ("the disk is full", "free some space, or set another `workspace`"),
+    errno.EDQUOT: (
+        "your quota on this disk is used up",
+        "free some space, or set another `workspace`",
+    ),
+    errno.EROFS: ("the file system is read-only", "set another `workspace`"),
+    errno.EACCES: (
+        "you have no permission to write there",
+        "change its owner or set another `workspace`",
+    ),
+    errno.EPERM: (
+        "you have no permission to write there",
+        "change its owner or set another `workspace`",
+    ),
+    errno.ENOTDIR: ("a part of the path is a file", "set another `workspace`"),
+    errno.EISDIR: ("a folder stands where the file should be", "set another `workspace`"),
+    errno.EEXIST: ("a file stands where the folder should be", "set another `workspace`"),
+    errno.EFBIG: ("the file is larger than this system allows", "set another `workspace`"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk"),
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal into a `StorageError` that names `path`.
+
+    Raises:
+        StorageError: for a full, read-only, forbidden or broken place; other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = _CAUSES.get(error.errno or 0)
+        if cause is None:
+            raise
+        raise StorageError(f"cannot write {path}", why=cause[0], fix=cause[1]) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it when the block ends, removed when it fails.
+
+    The content is flushed to the disk before the rename, so `path` is either whole or absent,
+    even after a power cut.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""From any artifact up to the raw files that it was made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import ArtifactError, MissingError
+from tunesmith.store.artifact import Artifact, Parent
+from tunesmith.store.files import sha256_of_file
+
+__all__ = ["Ancestor", "lineage"]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A node of the tree that `lineage` gives.
+
+    Attributes:
+        parent: how the child names it.
+        state: "present", "changed" (its content is another now) or "gone".
+        artifact: the opened artifact, when it is one and present.
+        ancestors: what it was made from.
+    """
+
+    parent: Parent
+    state: str
+    artifact: Artifact | None
+    ancestors: tuple[Ancestor, ...]
+
+
+def lineage(artifact: Artifact) -> Ancestor:
+    """The artifact with all its ancestors, depth first in the order of its parents."""
+    above = tuple(_ancestor(parent, artifact.dir) for parent in artifact.parents)
+    return Ancestor(artifact.as_parent(), "present", artifact, above)
+
+
+def _ancestor(parent: Parent, child: Path) -> Ancestor:
+    if parent.kind == "model":
+        return Ancestor(parent, "present", None, ())
+    path = _find(parent, child)
+    if path is None:
+        return Ancestor(parent, "gone", None, ())
+    if parent.kind == "file":
+        same = sha256_of_file(path) == parent.sha256
+        return Ancestor(parent, "present" if same else "changed", None, ())
+    try:
+        found = Artifact.open(path, parent.kind)
+    except (ArtifactError, MissingError):
+        return Ancestor(parent, "changed", None, ())
+    if found.sha256 != parent.sha256:
+        return Ancestor(parent, "changed", found, ())
+    return Ancestor(parent, "present", found, tuple(_ancestor(p, path) for p in found.parents))
+
+
+def _find(parent: Parent, child: Path) -> Path | None:
+    """The parent where it was, or beside the child when a whole workspace was moved."""
+    beside = child.parent / Path(parent.path).name
+    return next((path for path in (Path(parent.path), beside) if path.exists()), None)

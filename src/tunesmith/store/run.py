@@ -1,0 +1,216 @@
+"""A run directory: claimed, written into, and sealed last. Only this room writes artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tunesmith import __version__
+from tunesmith.errors import BusyError, UsedDirectoryError
+from tunesmith.store.artifact import FORMAT, MANIFEST, Artifact, Parent
+from tunesmith.store.files import (
+    sha256_of_file,
+    sha256_of_json,
+    storage_errors,
+    write_atomically,
+    writing,
+)
+
+__all__ = ["Run"]
+
+CLAIM = "run.json"
+LOCK = ".lock"
+SCRATCH = "scratch"
+
+
+class Run:
+    """A directory that one process writes and then seals. Get one by `Run.open`.
+
+    Files below `scratch/` (checkpoints) are not sealed, and removed by `finish` unless kept.
+
+    Attributes:
+        dir: the directory.
+        kind: the stage.
+        key: hash of kind and inputs.
+        resumed: the directory held an unfinished run of the same inputs.
+    """
+
+    def __init__(self, directory: Path, claim: Mapping[str, Any], *, resumed: bool) -> None:
+        self.dir = directory
+        self.kind: str = claim["kind"]
+        self.key: str = claim["key"]
+        self.resumed = resumed
+        self._claim = claim
+        self._lock = FileLock(directory / LOCK)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        directory: str | Path,
+        kind: str,
+        *,
+        inputs: Mapping[str, Any],
+        parents: Sequence[Parent] = (),
+        resume: bool = False,
+    ) -> Iterator[Run]:
+        """Claim a directory for one run; it stays locked until the block ends.
+
+        Args:
+            directory: made when it is not there.
+            kind: the stage, "data" or "train" and so on.
+            inputs: everything that the result depends on, as JSON values.
+            parents: what the result is made from.
+            resume: go on with an unfinished run of the same inputs.
+
+        Raises:
+            UsedDirectoryError: it holds something already; the message names the ways out.
+            BusyError: another process is writing it.
+            StorageError: it cannot be written.
+        """
+        place = Path(directory)
+        key = cls.key_of(kind, inputs, parents)
+        claim = {
+            "format": FORMAT,
+            "kind": kind,
+            "key": key,
+            "inputs": dict(inputs),
+            "parents": [vars(parent) for parent in parents],
+            "version": __version__,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with storage_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        found = _claim_in(place)
+        resumed = found is not None
+        _refuse_used(place, found, key, resume=resume)
+        run = cls(place, claim, resumed=resumed)
+        try:
+            with storage_errors(place):
+                run._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BusyError(
+                f"{place} is being written by another process",
+                why="its lock is held",
+                fix="wait for it to end, or use another `workspace` or `name`",
+            ) from error
+        try:
+            if not resumed:
+                write_atomically(place / CLAIM, json.dumps(claim, indent=2, ensure_ascii=False))
+            yield run
+        finally:
+            run._lock.release()
+
+    @staticmethod
+    def key_of(kind: str, inputs: Mapping[str, Any], parents: Sequence[Parent]) -> str:
+        """Hash of all that a result depends on; a parent counts by its content, not its place."""
+        made_from = [(parent.kind, parent.sha256) for parent in parents]
+        return sha256_of_json([FORMAT, kind, dict(inputs), made_from])
+
+    def path(self, name: str) -> Path:
+        """Where to write a file of this run; folders in `name` are made.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        path = self.dir / name
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A temporary path that becomes file `name` when the block ends well."""
+        with writing(self.path(name)) as temporary:
+            yield temporary
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a whole text file or nothing; returns its path."""
+        write_atomically(self.path(name), text)
+        return self.dir / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a value as indented JSON; returns its path."""
+        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self, facts: Mapping[str, Any]) -> Artifact:
+        """Seal the run: hash every file, write the manifest last and atomically.
+
+        Args:
+            facts: the stage's results, as JSON values; they are part of the manifest.
+
+        Raises:
+            StorageError: the disk refuses; the directory stays unsealed and can be resumed.
+        """
+        files = {
+            file.relative_to(self.dir).as_posix(): {
+                "bytes": file.stat().st_size,
+                "sha256": sha256_of_file(file),
+            }
+            for file in sorted(self.dir.rglob("*"))
+            if file.is_file() and not _is_private(file.relative_to(self.dir))
+        }
+        manifest = {
+            **{
+                k: self._claim[k] for k in ("format", "kind", "key", "inputs", "parents", "version")
+            },
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "facts": dict(facts),
+            "files": files,
+        }
+        write_atomically(
+            self.dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        )
+        return Artifact.open(self.dir)
+
+
+def _is_private(relative: Path) -> bool:
+    """The claim, the lock, scratch files and half-written parts are not part of an artifact."""
+    first = relative.parts[0]
+    return first in (CLAIM, LOCK, SCRATCH, MANIFEST) or relative.name.endswith(".part")
+
+
+def _claim_in(place: Path) -> Mapping[str, Any] | None:
+    claim = place / CLAIM
+    if not claim.is_file():
+        return None
+    try:
+        found = json.loads(claim.read_text(encoding="utf-8"))
+    except ValueError:
+        return {"kind": "unknown", "key": ""}
+    return found if isinstance(found, dict) else {"kind": "unknown", "key": ""}
+
+
+def _refuse_used(place: Path, found: Mapping[str, Any] | None, key: str, *, resume: bool) -> None:
+    if (place / MANIFEST).is_file():
+        raise UsedDirectoryError(
+            f"{place} holds a finished run",
+            why="a sealed artifact is never overwritten",
+            fix="use it as it is, choose another `workspace` or `name`, or delete the folder",
+        )
+    if found is None:
+        if any(entry.name != LOCK for entry in os.scandir(place)):
+            raise UsedDirectoryError(
+                f"{place} is not empty",
+                why="it holds files that no tunesmith run made",
+                fix="choose another `workspace` or `name`, or empty the folder",
+            )
+    elif found.get("key") != key:
+        raise UsedDirectoryError(
+            f"{place} holds an unfinished run with other inputs",
+            why="going on with other data or settings would mix two runs",
+            fix="restore its settings and resume it, choose another `name`, or delete the folder",
+        )
+    elif not resume:
+        raise UsedDirectoryError(
+            f"{place} holds an unfinished run",
+            why="it was interrupted before it was sealed",
+            fix="go on with `--resume`, choose another `name`, or delete the folder",
+        )

@@ -1,0 +1,92 @@
+"""Progress on stderr: a live bar in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["Bar", "console", "progress"]
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+def console() -> Console:
+    """The console that all progress and notes go to: stderr, so that stdout stays for results."""
+    return Console(stderr=True, highlight=False)
+
+
+@dataclass
+class Bar:
+    """A running count. Get one by `progress`."""
+
+    total: int
+    title: str
+    out: Console
+    live: Progress | None
+    task: TaskID | None
+    done: int = 0
+    note: str = ""
+    _started: float = field(default_factory=time.monotonic)
+    _printed: float = field(default_factory=time.monotonic)
+    _first: int = 0
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Count on, and show `note` (such as the loss) beside the bar."""
+        self.done += count
+        self.note = self.note if note is None else note
+        if self.live is not None and self.task is not None:
+            self.live.update(self.task, completed=self.done, note=self.note)
+        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            self.out.print(f"{self.title}: {self.done}/{self.total} {self.note} {self._left()}")
+
+    def print(self, message: object) -> None:
+        """Print above the bar."""
+        (self.live.console if self.live is not None else self.out).print(message)
+
+    def _left(self) -> str:
+        rate = (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        return f"({(self.total - self.done) / rate:.0f} s left)" if rate > 0 else ""
+
+
+@contextmanager
+def progress(title: str, total: int, *, start: int = 0, unit: str = "") -> Iterator[Bar]:
+    """A bar with count, time elapsed and time left.
+
+    Args:
+        title: what is done.
+        total: units of work.
+        start: units that an earlier attempt did.
+        unit: what one unit is called.
+    """
+    out = console()
+    if not out.is_terminal:
+        out.print(f"{title}: {total} {unit}".rstrip())
+        yield Bar(total, title, out, None, None, done=start, _first=start)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=out, refresh_per_second=4) as live:
+        task = live.add_task(title, total=total, completed=start, note="")
+        yield Bar(total, title, out, live, task, done=start, _first=start)
