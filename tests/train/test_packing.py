@@ -13,23 +13,30 @@ from hypothesis import strategies as st
 from tunesmith.train.packing import (
     HEAD_ROW_MULTIPLE,
     IGNORED,
+    PADDING,
+    PREFIX,
     MicroBatch,
     Row,
     epoch_order,
     pack,
     plan_epoch,
+    shared_prefix_tokens,
 )
 
-rows_strategy = st.lists(
-    st.integers(1, 90).flatmap(
-        lambda size: st.tuples(
-            st.lists(st.integers(1, 500), min_size=size, max_size=size),
-            st.lists(st.booleans(), min_size=size, max_size=size),
-        )
-    ),
-    min_size=1,
-    max_size=40,
+row_strategy = st.integers(1, 90).flatmap(
+    lambda size: st.tuples(
+        st.lists(st.integers(1, 500), min_size=size, max_size=size),
+        st.lists(st.booleans(), min_size=size, max_size=size),
+    )
 )
+own_rows = st.lists(row_strategy, min_size=1, max_size=40)
+alike_rows = st.tuples(st.integers(1, 20), own_rows).map(
+    lambda both: [
+        ([7] * both[0] + tokens, [False] * both[0] + trained) for tokens, trained in both[1]
+    ]
+)
+rows_strategy = st.one_of(own_rows, alike_rows)
+"""Rows that begin alike and rows that do not."""
 
 
 def segments(batch: MicroBatch) -> list[tuple[int, slice]]:
@@ -46,33 +53,67 @@ def micro_batches(rows: list[Row], seed: int = 0, epoch: int = 0) -> list[MicroB
 def test_every_row_is_there_exactly_once_with_all_its_tokens_and_labels(rows, seed):
     seen = []
     for batch in micro_batches(rows, seed=seed):
-        for row, place in segments(batch):
+        for row, (ids, labels) in zip(batch.row_indices.tolist(), batch.rows(), strict=True):
             tokens, trained = rows[row]
             size = max(len(tokens) - 1, 1)
-            assert batch.input_ids[place].tolist() == list(tokens[:size])
+            assert ids.tolist() == list(tokens[:size])
             expected = [t if m else IGNORED for t, m in zip(tokens[1:], trained[1:], strict=True)]
-            assert batch.labels[place].tolist() == (expected or [IGNORED])
-            assert batch.position_ids[place].tolist() == list(range(size))
+            assert labels.tolist() == (expected or [IGNORED])
             seen.append(row)
+        for _, place in segments(batch):
+            size = place.stop - place.start
+            first = batch.prefix_tokens
+            assert batch.position_ids[place].tolist() == list(range(first, first + size))
     assert sorted(seen) == list(range(len(rows)))
+
+
+@given(rows_strategy)
+def test_the_shared_prefix_is_common_untrained_and_leaves_each_row_an_input(rows):
+    prefix = shared_prefix_tokens(rows)
+    assert 0 <= prefix < max(len(tokens) for tokens, _ in rows)
+    for tokens, trained in rows:
+        assert list(tokens[:prefix]) == list(rows[0][0][:prefix])
+        assert prefix == 0 or (not any(trained[1 : prefix + 1]) and len(tokens) - 1 > prefix)
+    for batch in micro_batches(rows):
+        assert batch.prefix_tokens == prefix
+        assert (batch.segment_ids[:prefix] == PREFIX).all()
+        assert batch.position_ids[:prefix].tolist() == list(range(prefix))
+        assert (batch.labels[:prefix] == IGNORED).all()
+
+
+def test_the_shared_prefix_is_as_long_as_it_may_be():
+    rows: list[Row] = [
+        ([1, 2, 3, 4, 9], [False, False, False, False, True]),
+        ([1, 2, 3, 5, 9], [False, False, False, True, True]),
+    ]
+    assert shared_prefix_tokens(rows) == 2  # the third token is the last before a trained one
+    assert shared_prefix_tokens(rows[:1]) == 3
+    assert shared_prefix_tokens([]) == 0
+
+
+def test_more_prefix_than_the_rows_share_is_refused():
+    rows: list[Row] = [([1, 2, 3], [False] * 3), ([4, 2, 3], [False] * 3)]
+    with pytest.raises(ValueError, match="prefix_tokens=1"):
+        list(pack(rows, 32, prefix_tokens=1))
 
 
 @given(rows_strategy)
 def test_segments_tile_the_batch_and_padding_belongs_to_none(rows):
     for batch in micro_batches(rows):
-        owner = np.full(batch.positions, -1)
+        owner = np.full(batch.positions, PADDING)
+        owner[: batch.prefix_tokens] = PREFIX
         for segment, (_, place) in enumerate(segments(batch)):
-            assert (owner[place] == -1).all()
+            assert (owner[place] == PADDING).all()
             owner[place] = segment
         assert (owner == batch.segment_ids).all()
-        assert (batch.labels[owner == -1] == IGNORED).all()
+        assert (batch.labels[owner < 0] == IGNORED).all()
         assert batch.segment_lengths.sum() == (owner >= 0).sum()
 
 
 @given(rows_strategy)
 def test_micro_batches_have_the_asked_size_or_a_power_of_two_more_for_a_long_row(rows):
     for batch in micro_batches(rows):
-        longest = int(batch.segment_lengths.max())
+        longest = batch.prefix_tokens + int(batch.segment_lengths.max())
         expected = 32
         while expected < longest:
             expected *= 2

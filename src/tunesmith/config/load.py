@@ -193,6 +193,7 @@ def _merge(
 def _validate(layers: _Layers) -> Recipe:
     recipe: Recipe | None = None
     problems = list(layers.problems)
+    _fill_kinds(Recipe, layers.values)
     _resolve_paths(layers, Recipe, layers.values, "")
     try:
         recipe = Recipe.model_validate(layers.values)
@@ -293,6 +294,21 @@ def _fields_at(path: Sequence[str], values: Any) -> Mapping[str, FieldInfo]:
 def _kinds_at(path: Sequence[str], values: Any) -> list[str]:
     info = _fields_at(path[:-1], values).get(path[-1])
     return [kind for model in _models_in(info) if (kind := _kind(model))] if info else []
+
+
+def _fill_kinds(model: type[Settings], values: dict[str, Any]) -> None:
+    """Take the default variant where only its settings are given: `method: {rank: 8}` is LoRA's."""
+    for name, info in model.model_fields.items():
+        value = values.get(name)
+        if not isinstance(value, dict):
+            continue
+        if "kind" not in value and isinstance(info.default, Settings):
+            kind = _kind(type(info.default))
+            if kind is not None:
+                value["kind"] = kind
+        inner = _model_for(info, value)
+        if inner is not None:
+            _fill_kinds(inner, value)
 
 
 def _resolve_paths(

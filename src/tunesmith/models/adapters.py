@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
@@ -11,7 +13,7 @@ from tunesmith.store import Artifact
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_base", "has_adapter", "load_trained"]
+__all__ = ["check_base", "has_adapter", "load_trained", "put_adapter"]
 
 ADAPTER = "adapter"
 FULL = "model"
@@ -50,10 +52,29 @@ def load_trained(trained: Artifact, base: BaseModel, dtype: torch.dtype) -> Any:
     check_base(trained, base)
     if not has_adapter(trained):
         return load_model(trained.folder(FULL), dtype)
-    from peft import PeftModel
+    return put_adapter(load_model(base, dtype), trained.folder(ADAPTER))
 
-    folder = trained.folder(ADAPTER)
-    model = PeftModel.from_pretrained(
-        load_model(base, dtype), folder, autocast_adapter_dtype=True, local_files_only=True
-    )
-    return model.eval()
+
+def put_adapter(model: Any, folder: Path) -> Any:
+    """A base model with the adapter of a folder in PEFT's format on it, in evaluation mode.
+
+    Raises:
+        ModelError: the adapter is damaged, or made for another base.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings():
+            # PEFT reads an attribute that transformers has renamed: no concern of the user's.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            put = PeftModel.from_pretrained(
+                model, folder, autocast_adapter_dtype=True, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"the adapter in {folder} cannot be put on its base",
+            why=str(error).splitlines()[0],
+            fix="restore its files, or train again",
+        ) from error
+    return put.eval()

@@ -21,7 +21,7 @@ from tunesmith.store import Artifact, Parent, Run, storage_errors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NAME", "cache_dir", "embedded_gguf", "embedded_model"]
+__all__ = ["NAME", "already_dequantised", "cache_dir", "embedded_gguf", "embedded_model"]
 
 NAME = "SmolLM2-135M-Instruct"
 """What the embedded model is called in cards and reports."""
@@ -69,9 +69,7 @@ def dequantised(gguf: Path) -> Artifact:
         ModelError: transformers cannot read the file.
         StorageError: the cache cannot be written.
     """
-    source = Parent.file(gguf)
-    inputs: Mapping[str, object] = {"gguf": source.sha256, "version": RECIPE_VERSION}
-    place = cache_dir() / "models" / f"{gguf.stem}-{Run.key_of('model', inputs, [source])[:12]}"
+    source, inputs, place = _cached(gguf)
     with storage_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     # Two commands may need the model at once: the second waits for the first to make it.
@@ -87,6 +85,22 @@ def dequantised(gguf: Path) -> Artifact:
             with storage_errors(place):
                 _write_dequantised(gguf, run)
             return run.finish({"name": NAME if gguf == embedded_gguf() else gguf.stem})
+
+
+def already_dequantised(gguf: Path) -> Artifact | None:
+    """What `dequantised` would give, if it was made before; writes nothing."""
+    try:
+        return Artifact.open(_cached(gguf)[2], "model")
+    except (ArtifactError, MissingError):
+        return None
+
+
+def _cached(gguf: Path) -> tuple[Parent, Mapping[str, object], Path]:
+    """The source, the inputs and the place of a dequantised model."""
+    source = Parent.file(gguf)
+    inputs: Mapping[str, object] = {"gguf": source.sha256, "version": RECIPE_VERSION}
+    key = Run.key_of("model", inputs, [source])
+    return source, inputs, cache_dir() / "models" / f"{gguf.stem}-{key[:12]}"
 
 
 def _write_dequantised(gguf: Path, run: Run) -> None:

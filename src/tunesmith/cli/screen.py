@@ -1,0 +1,141 @@
+"""What every command prints with: results on stdout, notes and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunesmith.errors import TunesmithError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "console",
+    "flat",
+    "note",
+    "print_json",
+    "print_rich",
+    "show_bug",
+    "show_error",
+    "size",
+    "table",
+    "where",
+]
+
+_WIDTH_OF_A_PIPE = 160
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def note(text: str) -> None:
+    """A line on stderr, so that stdout stays for results."""
+    click.echo(text, err=True)
+
+
+def show_error(error: TunesmithError, *, as_json: bool) -> None:
+    """What, why and fix: on stderr for people, on stdout as JSON for programs."""
+    if as_json:
+        print_json({**error.as_dict(), "exit_code": error.exit_code})
+        return
+    from rich.text import Text
+
+    text = Text.assemble(("error: ", "bold red"), error.what)
+    if error.why:
+        text.append_text(Text.assemble("\n", ("  why: ", "bold"), error.why))
+    if error.fix:
+        text.append_text(Text.assemble("\n", ("  fix: ", "bold green"), error.fix))
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def show_bug(error: Exception, *, as_json: bool) -> None:
+    """A traceback, and where to report it."""
+    lines = "".join(traceback.format_exception(error))
+    if as_json:
+        print_json({"error": type(error).__name__, "what": str(error), "why": "a bug in tunesmith"})
+    click.echo(lines, err=True)
+    note(
+        "This is a bug in tunesmith, not your mistake. Please report it with the lines above and "
+        "the output of `tunesmith doctor --json`."
+    )
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str = "",
+    right: Sequence[int] = (),
+    to: Console | None = None,
+) -> None:
+    """A table on stdout, or elsewhere.
+
+    Args:
+        headers: column names.
+        rows: cells; a rich renderable is shown as it is.
+        title: above the table.
+        right: indexes of columns that are aligned to the right.
+        to: another console.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, header in enumerate(headers):
+        grid.add_column(header, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    (to or console()).print(grid)
+
+
+def print_rich(renderable: Any) -> None:
+    """A rich renderable on stdout."""
+    console().print(renderable)
+
+
+def where(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def size(count: float) -> str:
+    """Bytes for people: "98 MB", "1.4 GB" (powers of 1,000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1_000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1_000
+    return f"{count:.1f} TB"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested facts as dotted names and values, in their order."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Stdout for people; a pipe is wide, since wrapped tables are hard to `grep`."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    is_free = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, highlight=False, width=_WIDTH_OF_A_PIPE if is_free else None)

@@ -1,0 +1,1 @@
+"""Inference engines, one a module; `tunesmith.engine.BACKENDS` is their table."""

@@ -1,0 +1,216 @@
+"""The model card: README.md of the bundle, from the facts of its parents alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tunesmith.config import Form
+from tunesmith.export.licences import licence_of
+from tunesmith.export.parity import FormParity
+from tunesmith.export.plan import PATHS, SERVED, ExportPlan
+
+__all__ = ["card"]
+
+
+def card(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> str:
+    """The card's Markdown, with Hugging Face's YAML front matter.
+
+    Only what the sealed facts say is printed; a fact that is not there leaves its line out.
+    """
+    parts = [
+        _front_matter(plan),
+        f"# {_plain(plan.name)}\n\n{_plain(plan.base.name)}, fine-tuned with tunesmith "
+        f"{_plain(plan.trained.version)}.",
+        _section("Data", _data(plan)),
+        _section("Method", _method(plan.trained.facts)),
+        _section("Results", _results(plan)),
+        _section("Parity of the exported forms", _parity(measured)),
+        _section("How to run", _usage(plan, measured)),
+        _section("Limits", _limits(plan)),
+        _section("Licence", _licence(plan)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(title: str, lines: Iterator[str]) -> str:
+    body = "\n".join(lines).strip()
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _plain(text: object) -> str:
+    """Text of the user in Markdown: one line, nothing in it is markup."""
+    flat = " ".join(str(text).split())
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|~" else char for char in flat)
+
+
+def _front_matter(plan: ExportPlan) -> str:
+    licence, _ = licence_of(plan.base)
+    # JSON strings are YAML strings: no name of a user can end the front matter.
+    lines = ["---", f"base_model: {json.dumps(plan.base.name)}"]
+    if licence:
+        lines.append(f"license: {json.dumps(licence)}")
+    library = "peft" if "merged" not in plan.limits and "adapter" in plan.limits else "transformers"
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
+    method = plan.trained.facts.get("method", {}).get("kind")
+    lines += [f"- {json.dumps(tag)}" for tag in ("tunesmith", method) if tag]
+    return "\n".join([*lines, "---"])
+
+
+def _data(plan: ExportPlan) -> Iterator[str]:
+    facts = plan.dataset.facts
+    name = facts.get("name") or facts.get("source") or plan.trained.facts.get("dataset")
+    if name:
+        yield f"Dataset: {_plain(name)} (manifest SHA-256 `{plan.dataset.sha256[:16]}`)."
+    rows = facts.get("rows") or {}
+    if rows:
+        yield (
+            "Rows: " + ", ".join(f"{count} {_plain(split)}" for split, count in rows.items()) + "."
+        )
+
+
+_HYPER = (
+    ("seed", "seed"),
+    ("steps", "optimizer steps"),
+    ("epochs", "epochs"),
+    ("batch_tokens", "tokens a step"),
+    ("precision", "precision"),
+    ("train_tokens", "tokens seen"),
+    ("trained_tokens", "answer tokens with a loss"),
+    ("first_validation_loss", "validation loss at the start (nats)"),
+    ("validation_loss", "validation loss at the end (nats)"),
+    ("seconds", "seconds"),
+    ("tokens_per_second", "tokens a second"),
+    ("peak_rss_bytes", "peak memory (bytes)"),
+    ("device", "device"),
+)
+
+
+def _method(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield "| setting | value |"
+    yield "|---|---|"
+    for group in ("method", "optimizer"):
+        for name, value in (facts.get(group) or {}).items():
+            label = "method" if (group, name) == ("method", "kind") else f"{name}"
+            yield f"| {_plain(label)} | {_value(value)} |"
+    for name, label in _HYPER:
+        if facts.get(name) is not None:
+            yield f"| {label} | {_value(facts[name])} |"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return _plain(", ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def _results(plan: ExportPlan) -> Iterator[str]:
+    if plan.report is None:
+        yield "Not evaluated: no report was given to the export."
+        return
+    facts = plan.report.facts
+    gain = facts["gain"]
+    level = f"{100 * gain['confidence']:g} %"
+    yield f"Task `{_plain(facts['task'])}` on n = {facts['n']} held-out rows, greedy decoding."
+    yield ""
+    yield f"| model | correct | accuracy | {level} interval |"
+    yield "|---|---|---|---|"
+    for side, label in (("base", "base"), ("tuned", "this model")):
+        score = facts[side]
+        low, high = score["interval"]
+        yield (
+            f"| {label} | {score['correct']} of {facts['n']} | {100 * score['accuracy']:.1f} % | "
+            f"{100 * low:.1f} to {100 * high:.1f} % |"
+        )
+    low, high = gain["interval_points"]
+    test = facts["mcnemar"]
+    yield ""
+    yield (
+        f"Gain: {gain['points']:+.1f} points, {level} interval {low:+.1f} to {high:+.1f} "
+        f"({_plain(gain['method'])}). Rows won {test['won']}, lost {test['lost']}; exact McNemar "
+        f"p = {test['p_value']:.3g}. Verdict: {_plain(facts['verdict'])}."
+    )
+
+
+def _parity(measured: Mapping[Form, FormParity]) -> Iterator[str]:
+    first = next(iter(measured.values()))
+    yield (
+        f"Each form was shown the same {first.prompts} prompts with the trained model's own greedy "
+        f"answers ({first.positions} token positions) and compared with the trained model in float32."
+    )
+    yield ""
+    yield "| form | file | greedy agreement | limit | mean KL (nats) | max abs. logit difference | same answers |"
+    yield "|---|---|---|---|---|---|---|"
+    for form, parity in measured.items():
+        dlogit = "" if parity.max_abs_dlogit is None else f"{parity.max_abs_dlogit:.3g}"
+        bound = "at least " if parity.kl.startswith("lower bound") else ""
+        yield (
+            f"| {form} | `{PATHS[form]}` | {100 * parity.greedy_agreement:.2f} % | "
+            f"{100 * parity.limit:g} % | {bound}{parity.mean_kl:.3g} | {dlogit} | "
+            f"{100 * parity.same_answers:.1f} % |"
+        )
+    yield ""
+    yield "All figures, with the hash of each measured file, are in `parity.json`."
+
+
+def _usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[str]:
+    ggufs = [PATHS[form] for form in SERVED if form in measured]
+    if ggufs:
+        yield f"llama.cpp:\n\n```sh\nllama-server -m {ggufs[0]} --jinja\n```\n"
+        yield "Ollama:\n\n```sh\nollama create my-model -f Modelfile\nollama run my-model\n```\n"
+    if "merged" in measured:
+        yield "transformers:\n\n```python\n" + _TRANSFORMERS + "```\n"
+    if "adapter" in measured:
+        base = json.dumps(plan.base.name)
+        yield "PEFT, on the base model:\n\n```python\n" + _PEFT.format(base=base) + "```\n"
+
+
+_TRANSFORMERS = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("merged")
+model = AutoModelForCausalLM.from_pretrained("merged")
+messages = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+answer = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+_PEFT = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base})  # or the folder that holds this base
+model = PeftModel.from_pretrained(base, "adapter")
+"""
+
+
+def _limits(plan: ExportPlan) -> Iterator[str]:
+    if plan.report is not None:
+        yield (
+            f"- The figures above hold for the task and the {plan.report.facts['n']} rows they were "
+            "measured on; other questions were not tested."
+        )
+        for warning in plan.report.facts.get("warnings", ()):
+            yield f"- {_plain(warning)}"
+    else:
+        yield "- Nothing is known about the quality of its answers: it was not evaluated."
+    if plan.system is not None:
+        yield "- Every training row had the same system message; without it, answers were not tested."
+    yield "- It was not tested for harmful, biased or false answers."
+
+
+def _licence(plan: ExportPlan) -> Iterator[str]:
+    licence, source = licence_of(plan.base)
+    if licence:
+        yield f"Base model {_plain(plan.base.name)}: `{licence}` ({source})."
+    else:
+        yield (
+            f"The licence of the base model {_plain(plan.base.name)} is not recorded in its folder: "
+            "look it up before you pass this model on."
+        )
+    yield "The weights here are derived from it. The training data's own terms apply as well."

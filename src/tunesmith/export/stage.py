@@ -1,0 +1,263 @@
+"""The export stage: write each form, prove it, and seal the bundle."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config import Form, Recipe
+from tunesmith.errors import InterruptedRun, ParityError, StorageError
+from tunesmith.export import weights
+from tunesmith.export.card import card
+from tunesmith.export.certify import Expected, files_of, measure
+from tunesmith.export.convert import to_gguf
+from tunesmith.export.modelfile import modelfile
+from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
+from tunesmith.export.plan import PATHS, SERVED, ExportPlan, check_space, plan_export
+from tunesmith.export.reference import Reference, open_reference, record_reference
+from tunesmith.models.adapters import load_trained
+from tunesmith.store import Artifact, Run, storage_errors
+from tunesmith.telemetry import Bar, progress
+
+__all__ = ["ExportResult", "run"]
+
+MERGED = "scratch/float32"
+MEASURED = "scratch/parity"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A sealed bundle.
+
+    Attributes:
+        artifact: the sealed directory.
+        forms: form -> its file or folder.
+        parity: form -> how close it is to the trained model.
+    """
+
+    artifact: Artifact
+    forms: Mapping[Form, Path]
+    parity: Mapping[Form, FormParity]
+
+
+def run(
+    recipe: Recipe, at: Run, dataset: Artifact, trained: Artifact, report: Artifact | None = None
+) -> ExportResult:
+    """Write the forms that the recipe names, compare each with the trained model, and seal.
+
+    An unfinished export in `at` goes on with the whole files and figures that it has.
+
+    Args:
+        report: the evaluation whose figures the model card shows, if there is one.
+
+    Raises:
+        ConfigError: a key that would have no effect, or `adapter` for a run without one.
+        ModelError: another base or renderer than was trained with, damaged weights, or an
+            architecture that cannot be converted.
+        ParityError: a form is not the trained model; nothing is sealed.
+        StorageError: too little room, or the disk refuses.
+        InterruptedRun: the user stopped it; what is whole is kept.
+    """
+    plan = plan_export(recipe, dataset, trained, report)
+    check_space(plan, at, len(plan.renderer.tokenizer))
+    with _resumable(), progress("Export", 2 * len(plan.limits) + 2, unit="parts") as bar:
+        reference = _prepare(plan, at, bar)
+        _write(plan, at, bar)
+        measured = _certify(plan, at, reference, bar)
+    return _seal(plan, at, measured)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(
+            "the export was stopped before its end",
+            why="Ctrl-C was pressed; nothing is sealed, whole files are kept",
+            fix="give the same command again, with --resume for `tunesmith export`",
+        ) from error
+
+
+def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
+    """The reference, and the merge in float32 below `scratch/` when a form needs it."""
+    import torch
+
+    reference = open_reference(at, plan.prompts)
+    merged = all((at.dir / PATHS[f]).exists() for f in plan.limits if f != "adapter")
+    merged = merged or (at.dir / MERGED).is_dir()
+    if reference is None or not merged:
+        bar.advance(0, "loading the trained model")
+        model = load_trained(plan.trained, plan.base, torch.float32)
+        if reference is None:
+            bar.advance(0, "reference answers")
+            reference = record_reference(
+                model, plan.renderer, plan.prompts, plan.answer_tokens, at, lambda: None
+            )
+        bar.advance(1, "merging in float32")
+        if not merged:
+            with _whole_folder(at, MERGED) as folder:
+                weights.save_merged(weights.merge(model), plan.renderer, folder)
+        del model
+        gc.collect()
+        bar.advance(1)
+    else:
+        bar.advance(2)
+    return reference
+
+
+def _write(plan: ExportPlan, at: Run, bar: Bar) -> None:
+    writers: Mapping[Form, Callable[[ExportPlan, Run], None]] = {
+        "adapter": _write_adapter,
+        "merged": _write_merged,
+        "gguf-f16": lambda plan, at: _write_gguf(plan, at, "gguf-f16"),
+        "gguf-q8_0": lambda plan, at: _write_gguf(plan, at, "gguf-q8_0"),
+    }
+    if not (at.dir / "tokenizer").is_dir():
+        with _whole_folder(at, "tokenizer") as folder:
+            weights.save_tokenizer(plan.renderer, folder)
+    for form in plan.limits:
+        bar.advance(0, f"writing {form}")
+        if not (at.dir / PATHS[form]).exists():
+            writers[form](plan, at)
+        bar.advance(1)
+
+
+def _write_adapter(plan: ExportPlan, at: Run) -> None:
+    """The files as trained; the config names the base as cards do, never a path of this disk."""
+    source = plan.trained.folder("adapter")
+    with _whole_folder(at, PATHS["adapter"]) as folder:
+        for name in plan.trained.files:
+            if name.startswith("adapter/"):
+                target = folder / Path(name).relative_to("adapter")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(plan.trained.dir / name, target)
+        config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = plan.base.name
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_merged(plan: ExportPlan, at: Run) -> None:
+    with _whole_folder(at, PATHS["merged"]) as folder:
+        weights.write_rounded(at.dir / MERGED, plan.base.dir, folder)
+
+
+def _write_gguf(plan: ExportPlan, at: Run, form: Form) -> None:
+    with at.writing(PATHS[form]) as temporary:
+        name = f"{plan.base.name} {plan.name}"
+        to_gguf(at.dir / MERGED, temporary, "q8_0" if form == "gguf-q8_0" else "f16", name)
+
+
+@contextmanager
+def _whole_folder(at: Run, name: str) -> Iterator[Path]:
+    """A folder that appears under its name only when it is complete.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    from safetensors import SafetensorError
+
+    target, temporary = at.path(name), at.path(f"scratch/{Path(name).name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with storage_errors(target):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, target)
+    except SafetensorError as error:
+        # The writer of safetensors files reports the disk's refusal as its own error.
+        raise StorageError(
+            f"cannot write {target}",
+            why=str(error),
+            fix="free some space, or set another `workspace`",
+        ) from error
+
+
+def _certify(plan: ExportPlan, at: Run, reference: Reference, bar: Bar) -> dict[Form, FormParity]:
+    """The figures of every form.
+
+    Raises:
+        ParityError: names all forms that failed; their files are removed, so that a resumed export
+            makes them again.
+    """
+    expected = Expected(plan.base, plan.renderer, reference)
+    measured: dict[Form, FormParity] = {}
+    problems: dict[Form, str] = {}
+    for form, limit in plan.limits.items():
+        bar.advance(0, f"proving {form}")
+        found = _measured_before(at, form, limit)
+        try:
+            measured[form] = found or measure(form, at.dir, expected, limit)
+            at.write_json(f"{MEASURED}/{form}.json", asdict(measured[form]))
+        except ParityError as error:
+            problems[form] = error.what
+        gc.collect()
+        bar.advance(1)
+    at.write_json("scratch/parity.json", _certificate(plan, measured) | {"problems": problems})
+    try:
+        refuse_below(measured, problems)
+    except ParityError:
+        _discard(at, [*problems, *(f for f, p in measured.items() if p.greedy_agreement < p.limit)])
+        raise
+    return measured
+
+
+def _measured_before(at: Run, form: Form, limit: float) -> FormParity | None:
+    """What an interrupted export measured on these very files."""
+    path = at.dir / f"{MEASURED}/{form}.json"
+    if not path.is_file():
+        return None
+    found = FormParity(**json.loads(path.read_text(encoding="utf-8")))
+    same = found.sha256 == files_of(form, at.dir) and found.limit == limit
+    return found if same else None
+
+
+def _discard(at: Run, forms: list[Form]) -> None:
+    for form in forms:
+        place = at.dir / PATHS[form]
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        (at.dir / f"{MEASURED}/{form}.json").unlink(missing_ok=True)
+    shutil.rmtree(at.dir / MERGED, ignore_errors=True)
+
+
+def _certificate(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> dict[str, Any]:
+    """What `parity.json` holds."""
+    return {
+        "reference": "base + adapter, transformers, float32"
+        if "adapter/adapter_config.json" in plan.trained.files
+        else "trained weights, transformers, float32",
+        "prompts": f"first {len(plan.rows)} rows of {plan.split}.jsonl",
+        "dataset_sha256": plan.dataset.sha256,
+        "trained_sha256": plan.trained.sha256,
+        "answer_tokens": plan.answer_tokens,
+        "clear_margin_nats": CLEAR_MARGIN_NATS,
+        "renderer_fingerprint": plan.renderer.fingerprint,
+        "stop_ids": list(plan.renderer.stop_ids),
+        "forms": {form: parity.as_dict() for form, parity in measured.items()},
+    }
+
+
+def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> ExportResult:
+    ggufs: list[Form] = [form for form in SERVED if form in measured]
+    if ggufs:
+        at.write_text("Modelfile", modelfile(plan.renderer, PATHS[ggufs[0]], plan.system))
+    at.write_json("parity.json", _certificate(plan, measured))
+    at.write_text("README.md", card(plan, measured))
+    facts = {
+        "forms": {form: PATHS[form] for form in measured},
+        "parity": {form: parity.as_dict() for form, parity in measured.items()},
+        "renderer_fingerprint": plan.renderer.fingerprint,
+        "base": {"name": plan.base.name, "sha256": plan.base.sha256},
+        "name": plan.name,
+    }
+    artifact = at.finish(facts)
+    paths: dict[Form, Path] = {form: at.dir / PATHS[form] for form in measured}
+    return ExportResult(artifact, paths, measured)

@@ -1,0 +1,452 @@
+"""Several stages in order; the only module that knows two of them.
+
+A stage's key is the hash of everything its result depends on: its section of the recipe, the seed,
+the code's format number, and the content of its parents. Its artifact lies in
+`<workspace>/<name>/<stage>-<key>`. A sealed artifact with that key is used again, an unfinished one
+is resumed, and otherwise the stage runs. A sealed artifact is never overwritten: `--from` makes a
+new one beside it, with the suffix `-2`, `-3` and so on, and the newest attempt is the one that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.config import Recipe, refuse_unread
+from tunesmith.errors import (
+    ArtifactError,
+    ConfigError,
+    InterruptedRun,
+    MissingError,
+    TunesmithError,
+    listed,
+)
+from tunesmith.store import MANIFEST, Artifact, Parent, Run, write_atomically
+
+__all__ = ["STAGES", "Done", "Stage", "Step", "find", "peak_rss_bytes", "plan", "run", "run_stage"]
+
+Stage = Literal["data", "train", "evaluate", "export"]
+Action = Literal["reuse", "resume", "run"]
+
+STAGES: tuple[Stage, ...] = ("data", "train", "evaluate", "export")
+MADE_FROM: Mapping[Stage, tuple[Stage, ...]] = {
+    "data": (),
+    "train": ("data",),
+    "evaluate": ("data", "train"),
+    "export": ("data", "train", "evaluate"),
+}
+COMMANDS: Mapping[Stage, str] = {
+    "data": "data build",
+    "train": "train",
+    "evaluate": "evaluate",
+    "export": "export",
+}
+FORMATS: Mapping[Stage, int] = {"data": 1, "train": 1, "evaluate": 1, "export": 1}
+"""Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
+
+TIMING = "scratch/timing.json"
+"""Seconds and memory of a stage: measured around it, so outside of what it seals."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one stage, and why.
+
+    Attributes:
+        directory: where its artifact lies or will lie; None while a parent's content is not known.
+        artifact: the sealed artifact, when it is used again.
+        inputs: what the key was made from.
+        parents: what the artifact is made from.
+    """
+
+    stage: Stage
+    action: Action
+    directory: Path | None
+    why: str
+    artifact: Artifact | None = None
+    inputs: Mapping[str, Any] | None = None
+    parents: tuple[Parent, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A stage's artifact, and what it took to make it, in this run or an earlier one.
+
+    Attributes:
+        reused: it was made by an earlier run.
+        seconds: wall time over all attempts; None when it was not measured.
+        peak_rss_bytes: largest resident memory of the process up to the stage's end.
+    """
+
+    stage: Stage
+    artifact: Artifact
+    reused: bool
+    seconds: float | None
+    peak_rss_bytes: int | None
+
+
+def plan(recipe: Recipe, *, start: Stage | None = None, until: Stage = "export") -> list[Step]:
+    """What `run` would do; writes nothing.
+
+    Args:
+        recipe: the recipe.
+        start: this stage and all after it run anew, even if their artifacts are there.
+        until: the last stage.
+
+    Raises:
+        ConfigError: sections that contradict each other, or `start` after `until`.
+        MissingError: a raw file or the base model is not there.
+        ArtifactError: a sealed artifact is damaged.
+    """
+    _check(recipe, start, until)
+    project = _Project(recipe, fetch=False)
+    made: dict[Stage, Artifact] = {}
+    steps = []
+    for stage in _up_to(until):
+        step = project.step(stage, made, anew=_is_forced(stage, start))
+        if step.artifact is not None:
+            made[stage] = step.artifact
+        steps.append(step)
+    return steps
+
+
+def run(
+    recipe: Recipe,
+    *,
+    start: Stage | None = None,
+    until: Stage = "export",
+    tell: Callable[[Step], None] | None = None,
+    tell_done: Callable[[Done], None] | None = None,
+) -> list[Done]:
+    """Make every stage's artifact up to `until`; what is there and unchanged is used again.
+
+    Args:
+        recipe: the recipe.
+        start: this stage and all after it run anew.
+        until: the last stage.
+        tell: called with each step before it is done.
+        tell_done: called with each stage's result.
+
+    Raises:
+        TunesmithError: whatever a stage raises; the stages before it stay sealed.
+    """
+    _check(recipe, start, until)
+    project = _Project(recipe, fetch=True)
+    made: dict[Stage, Artifact] = {}
+    done = []
+    for stage in _up_to(until):
+        began = time.monotonic()
+        step = project.step(stage, made, anew=_is_forced(stage, start))
+        if tell is not None:
+            tell(step)
+        done.append(_do(recipe, step, made, began=began, resume=True))
+        made[stage] = done[-1].artifact
+        if tell_done is not None:
+            tell_done(done[-1])
+    return done
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: Stage,
+    *,
+    resume: bool = False,
+    spelled: str = "RECIPE",
+    tell: Callable[[Step], None] | None = None,
+) -> Done:
+    """One stage, whose parents must be sealed in the workspace for this recipe.
+
+    Args:
+        recipe: the recipe.
+        stage: which.
+        resume: go on with an unfinished run.
+        spelled: recipe and options as the user typed them, for the commands in errors.
+        tell: called with the step before it is done.
+
+    Raises:
+        MissingError: a parent is not made yet; the message names the command that makes it.
+        UsedDirectoryError: there is an unfinished run, and `resume` is not set.
+        TunesmithError: whatever the stage raises.
+    """
+    _check(recipe, None, stage)
+    project = _Project(recipe, fetch=True)
+    made = _parents(project, stage, spelled)
+    began = time.monotonic()
+    step = project.step(stage, made, anew=False)
+    if tell is not None:
+        tell(step)
+    return _do(recipe, step, made, began=began, resume=resume)
+
+
+def find(recipe: Recipe, stage: Stage, *, spelled: str = "RECIPE") -> Artifact:
+    """The stage's sealed artifact for this recipe as it is now; writes nothing.
+
+    Raises:
+        MissingError: it is not made yet; the message names the command that makes it.
+    """
+    project = _Project(recipe, fetch=False)
+    made = _parents(project, stage, spelled)
+    return _sealed(project.step(stage, made, anew=False), spelled)
+
+
+def _parents(project: _Project, stage: Stage, spelled: str) -> dict[Stage, Artifact]:
+    made: dict[Stage, Artifact] = {}
+    for parent in MADE_FROM[stage]:
+        made[parent] = _sealed(project.step(parent, made, anew=False), spelled)
+    return made
+
+
+def _sealed(step: Step, spelled: str) -> Artifact:
+    if step.artifact is None:
+        raise MissingError(
+            f"the stage {step.stage!r} is not made for this recipe",
+            why=step.why,
+            fix=f"tunesmith run {spelled} --until {step.stage}   (or only this stage: "
+            f"tunesmith {COMMANDS[step.stage]} {spelled})",
+        )
+    return step.artifact
+
+
+@dataclass(frozen=True)
+class _Project:
+    """A recipe with its folder and base model.
+
+    Attributes:
+        fetch: download or convert the base model when it is not on this disk.
+    """
+
+    recipe: Recipe
+    fetch: bool
+
+    @cached_property
+    def folder(self) -> Path:
+        return Path(self.recipe.workspace).expanduser().absolute() / self.recipe.name
+
+    @cached_property
+    def base(self) -> Parent | None:
+        """The base model; None when it is not on this disk and must not be fetched now."""
+        from tunesmith.models.load import base_on_disk, resolve_base
+
+        model = self.recipe.model
+        base = resolve_base(model) if self.fetch else base_on_disk(model)
+        refuse_unread(self.recipe, "model")
+        return None if base is None else base.as_parent()
+
+    def step(self, stage: Stage, made: Mapping[Stage, Artifact], *, anew: bool) -> Step:
+        """What is to be done for a stage, given the sealed artifacts before it."""
+        unmade = next((parent for parent in MADE_FROM[stage] if parent not in made), None)
+        if unmade is not None:
+            return Step(stage, "run", None, f"depends on {unmade}, which is made first")
+        if stage == "train" and self.base is None:
+            return Step(stage, "run", None, "depends on the base model, which is fetched first")
+        parents, inputs = self._made_from(stage, made)
+        key = Run.key_of(stage, inputs, parents)
+        name = f"{stage}-{key[:12]}"
+        newest = max(_attempts(self.folder, name), default=0)
+        action: Action
+        if anew and newest:
+            place, action, why = self.folder / f"{name}-{newest + 1}", "run", "forced by --from"
+        else:
+            place = self.folder / (f"{name}-{newest}" if newest > 1 else name)
+            action, why = self._state(stage, place, inputs, parents)
+        artifact = _open(place, stage, key) if action == "reuse" else None
+        return Step(stage, action, place, why, artifact, inputs, tuple(parents))
+
+    def _made_from(
+        self, stage: Stage, made: Mapping[Stage, Artifact]
+    ) -> tuple[list[Parent], dict[str, Any]]:
+        section = self.recipe.model_dump(mode="json")[stage]
+        inputs = {"format": FORMATS[stage], "seed": self.recipe.seed, stage: section}
+        if stage == "data":
+            from tunesmith import data
+
+            sources = list(data.sources(self.recipe))
+            inputs[stage] = _by_content(section, {p.path: p.sha256 for p in sources})
+            return sources, inputs
+        parents = [made[parent].as_parent() for parent in MADE_FROM[stage]]
+        if stage == "train" and self.base is not None:
+            parents.append(self.base)
+        return parents, inputs
+
+    def _state(
+        self, stage: Stage, place: Path, inputs: Mapping[str, Any], parents: Sequence[Parent]
+    ) -> tuple[Action, str]:
+        if (place / MANIFEST).is_file():
+            return "reuse", "unchanged"
+        if (place / "run.json").is_file():
+            return "resume", "an unfinished run of the same inputs is there"
+        earlier = _newest_sealed(self.folder, stage)
+        return "run", _what_changed(earlier, inputs, parents) if earlier else "not made yet"
+
+
+def _check(recipe: Recipe, start: Stage | None, until: Stage) -> None:
+    """Reject what can only fail later: sections that contradict each other."""
+    values = recipe.model_dump(mode="json")
+    problems = []
+    if start is not None and STAGES.index(start) > STAGES.index(until):
+        problems.append(f"--from {start} comes after --until {until}")
+    if "adapter" in values["export"]["forms"] and values["train"]["method"]["kind"] == "full":
+        problems.append(
+            f"export.forms ({recipe.origin('export.forms')}) holds `adapter`, but train.method.kind "
+            f"is `full` ({recipe.origin('train.method.kind')}), which trains no adapter"
+        )
+    if problems:
+        raise ConfigError(
+            f"the recipe contradicts itself:\n{listed(problems)}",
+            fix="edit the recipe; for full fine-tuning: --set 'export.forms=[merged, gguf-f16]'",
+        )
+
+
+def _up_to(until: Stage) -> tuple[Stage, ...]:
+    return STAGES[: STAGES.index(until) + 1]
+
+
+def _is_forced(stage: Stage, start: Stage | None) -> bool:
+    return start is not None and STAGES.index(stage) >= STAGES.index(start)
+
+
+def _do(
+    recipe: Recipe, step: Step, made: Mapping[Stage, Artifact], *, began: float, resume: bool
+) -> Done:
+    if step.artifact is not None:
+        timing = _timing(step.artifact.dir)
+        seconds, peak = timing.get("seconds"), timing.get("peak_rss_bytes")
+        return Done(step.stage, step.artifact, True, seconds, peak)
+    if step.directory is None or step.inputs is None:
+        raise AssertionError("a step is done only after the stages that it depends on")
+    place = step.directory
+    before = _timing(place).get("seconds") or 0.0
+    with Run.open(place, step.stage, inputs=step.inputs, parents=step.parents, resume=resume) as at:
+        try:
+            _call(step.stage, recipe, at, made)
+        except (InterruptedRun, KeyboardInterrupt):
+            _write_timing(place, before + time.monotonic() - began)
+            raise
+        except TunesmithError:
+            _remove_if_untouched(place)
+            raise
+    peak = _write_timing(place, before + time.monotonic() - began)
+    seconds = _timing(place)["seconds"]
+    return Done(step.stage, Artifact.open(place, step.stage), False, seconds, peak)
+
+
+def _call(stage: Stage, recipe: Recipe, at: Run, made: Mapping[Stage, Artifact]) -> None:
+    """Call the stage; each is imported only when it runs."""
+    if stage == "data":
+        from tunesmith import data
+
+        data.run(recipe, at)
+    elif stage == "train":
+        from tunesmith import train
+
+        train.run(recipe, at, made["data"])
+    elif stage == "evaluate":
+        from tunesmith import evaluate
+
+        evaluate.run(recipe, at, made["data"], made["train"])
+    else:
+        from tunesmith import export
+
+        export.run(recipe, at, made["data"], made["train"], made["evaluate"])
+
+
+def _attempts(folder: Path, name: str) -> Iterator[int]:
+    """Numbers of the attempts that are there; the first has no suffix."""
+    for place in folder.glob(f"{name}*"):
+        suffix = re.fullmatch(r"(?:-(\d+))?", place.name.removeprefix(name))
+        if suffix and place.is_dir():
+            yield int(suffix[1] or 1)
+
+
+def _open(place: Path, stage: Stage, key: str) -> Artifact:
+    artifact = Artifact.open(place, stage)
+    if artifact.key != key:
+        raise ArtifactError(
+            f"{place} holds an artifact with another key ({artifact.key[:12]})",
+            why="it was copied or renamed",
+            fix=f"delete {place} and run again",
+        )
+    return artifact
+
+
+def _newest_sealed(folder: Path, stage: Stage) -> Artifact | None:
+    places = [place for place in folder.glob(f"{stage}-*") if (place / MANIFEST).is_file()]
+    newest = max(places, key=lambda place: (place / MANIFEST).stat().st_mtime, default=None)
+    try:
+        return None if newest is None else Artifact.open(newest, stage)
+    except ArtifactError:
+        return None  # It only explains a change; a damaged one explains nothing.
+
+
+def _what_changed(old: Artifact, inputs: Mapping[str, Any], parents: Sequence[Parent]) -> str:
+    before, now = dict(_flat(old.inputs)), dict(_flat(inputs))
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys]
+    if [(p.kind, p.sha256) for p in old.parents] != [(p.kind, p.sha256) for p in parents]:
+        hashes = {p.sha256 for p in old.parents}
+        new = [p.kind for p in parents if p.sha256 not in hashes]
+        changes.append(f"changed: {', '.join(dict.fromkeys(new)) or 'fewer parents'}")
+    shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+    return shown or "not made yet"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _by_content(value: Any, hashes: Mapping[str, str]) -> Any:
+    """The section with each path replaced by its file's hash: moved files make the same artifact."""
+    if isinstance(value, dict):
+        return {key: _by_content(item, hashes) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_content(item, hashes) for item in value]
+    return hashes.get(value, value) if isinstance(value, str) else value
+
+
+def _timing(place: Path) -> Mapping[str, Any]:
+    path = place / TIMING
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}  # Cut off by a crash: the time is not known, and nothing depends on it.
+    return found if isinstance(found, dict) else {}
+
+
+def _write_timing(place: Path, seconds: float) -> int:
+    peak = peak_rss_bytes()
+    record = {"seconds": round(seconds, 3), "peak_rss_bytes": peak}
+    write_atomically(place / TIMING, json.dumps(record))
+    return peak
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory that this process has had."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def _remove_if_untouched(place: Path) -> None:
+    """Leave no directory behind when a stage was refused before it wrote anything."""
+    claim = {"run.json", ".lock"}
+    if place.is_dir() and all(p.name in claim or p.is_dir() for p in place.rglob("*")):
+        shutil.rmtree(place)

@@ -1,0 +1,254 @@
+"""The command's door: help without heavy imports, errors as what/why/fix, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from tunesmith import __version__
+from tunesmith.cli.main import COMMANDS, commands, main
+
+PROGRAM = Path(sys.executable).with_name("tunesmith")
+HEAVY = ("torch", "transformers", "fastapi", "pydantic", "numpy", "rich")
+
+
+def call(*args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    return int(caught.value.code or 0)
+
+
+def every_command(group: click.Group = commands, path: tuple[str, ...] = ()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+
+
+ALL = [*every_command(), (("serve", "keys", "new"), None), (("serve", "keys", "remove"), None)]
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from tunesmith.cli.main import main\n"
+        "try:\n    main(['--help'])\n"
+        "finally:\n    print([m for m in sys.argv[1:] if m in sys.modules], file=sys.stderr)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["tunesmith", "tunesmith.config", "tunesmith.store", "tunesmith.telemetry", "tunesmith.errors"]
+    + [f"tunesmith.{stage}" for stage in ("data", "train", "evaluate", "export", "serve", "plan")]
+    + ["tunesmith.pipeline", "tunesmith.registry", "tunesmith.engine"],
+)
+def test_importing_a_room_loads_no_torch(module):
+    code = (
+        f"import sys, {module}\n"
+        "print([m for m in ('torch', 'transformers', 'fastapi') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_names_every_command(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    for name, (_, line) in COMMANDS.items():
+        assert name in text
+        assert line in text
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
+def test_every_command_has_help_with_examples_and_a_sentence_for_each_option(path, command, capsys):
+    assert call(*path, "--help") == 0
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    assert "tunesmith " + " ".join(path) in text
+    if command is None:
+        return
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert option.help.strip().endswith("."), option.help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_the_command_says_itself(name):
+    command = commands.get_command(click.Context(commands), name)
+    assert command is not None
+    assert (command.help or "").split("\n")[0] == COMMANDS[name][1]
+
+
+def test_the_examples_in_help_are_commands_that_are_there():
+    known = {" ".join(path) for path, _ in ALL}
+    for _, command in ALL:
+        for line in (command.help or "").splitlines() if command else ():
+            words = line.strip().split()
+            if words[:1] == ["tunesmith"]:
+                assert " ".join(words[1:2]) in known, line
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"tunesmith {__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert call("trian") == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_an_error_says_what_why_and_fix_on_stderr(capsys):
+    assert call("show", "nowhere") == 5
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.splitlines() == [
+        "error: nowhere is not a sealed artifact",
+        "  why: there is no such folder",
+        "  fix: name a folder that a tunesmith stage has finished",
+    ]
+
+
+def test_markup_in_an_error_is_printed_as_it_is(capsys):
+    assert call("show", "[bold]x[/nope]") == 5
+    assert "[bold]x[/nope]" in capsys.readouterr().err
+
+
+def test_an_error_is_json_on_stdout_when_asked(capsys):
+    assert call("run", "nothing-here", "--json") == 5
+    found = capsys.readouterr()
+    error = json.loads(found.out)
+    assert error["error"] == "MissingError"
+    assert error["exit_code"] == 5
+    assert "nothing-here" in error["what"]
+    assert error["fix"]
+    assert found.err == ""
+
+
+def test_a_wrong_option_is_json_when_asked(capsys):
+    assert call("run", "demo", "--nope", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "UsageError"
+
+
+def test_all_problems_of_a_recipe_are_printed_with_their_lines(tmp_path, capsys):
+    file = tmp_path / "r.yaml"
+    file.write_text("train:\n  epochs: -1\n  bogus: 2\n")
+    assert call("run", str(file)) == 2
+    text = capsys.readouterr().err
+    assert f"{file}:2" in text
+    assert f"{file}:3" in text
+
+
+def test_anything_else_is_a_bug_with_a_traceback_and_where_to_report_it(monkeypatch, capsys):
+    @click.command
+    def broken() -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setitem(commands.commands, "broken", broken)
+    monkeypatch.setitem(COMMANDS, "broken", ("tests_broken:broken", ""))
+    monkeypatch.setitem(sys.modules, "tests_broken", type("M", (), {"broken": broken}))
+    assert call("broken") == 70
+    text = capsys.readouterr().err
+    assert "ZeroDivisionError: oops" in text
+    assert "report" in text
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
+    @click.command
+    def needy() -> None:
+        raise ModuleNotFoundError("no module", name="openai")
+
+    monkeypatch.setitem(COMMANDS, "needy", ("tests_needy:needy", ""))
+    monkeypatch.setitem(sys.modules, "tests_needy", type("M", (), {"needy": needy}))
+    assert call("needy") == 14
+    assert "pip install 'tunesmith[all]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130():
+    code = (
+        "import sys, types, click, time\n"
+        "from tunesmith.cli import main as door\n"
+        "@click.command\n"
+        "def wait():\n    print('up', flush=True); time.sleep(60)\n"
+        "sys.modules['w'] = types.SimpleNamespace(wait=wait)\n"
+        "door.COMMANDS['wait'] = ('w:wait', '')\n"
+        "door.main(['wait'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_a_reader_that_leaves_early_makes_no_noise():
+    found = subprocess.run(
+        f"{PROGRAM} config explain | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert found.stdout.startswith("name = run")
+    assert found.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell, capsys):
+    assert call("completion", shell) == 0
+    assert "_TUNESMITH_COMPLETE" in capsys.readouterr().out
+
+
+def test_completion_completes_commands():
+    found = subprocess.run(
+        [PROGRAM],
+        env={
+            **os.environ,
+            "_TUNESMITH_COMPLETE": "bash_complete",
+            "COMP_WORDS": "tunesmith eva",
+            "COMP_CWORD": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "plain,evaluate" in found.stdout
+
+
+def test_help_is_quick_enough_to_be_printed_while_typing():
+    # Not a bar on this machine's speed: the fastest of a few starts against Python's own start.
+    def best(*command: object) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([*map(str, command)], capture_output=True, timeout=60, check=True)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    ratio = best(PROGRAM, "--help") / best(sys.executable, "-c", "import click")
+    assert ratio < 4

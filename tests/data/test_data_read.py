@@ -1,0 +1,154 @@
+"""Files to raw rows: nothing is lost, and every fault is named with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data import read
+from tunesmith.data.read import Problems, read_file
+from tunesmith.errors import DataError
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+objects = st.dictionaries(st.text(), json_values, max_size=4)
+
+
+def problems_of(path):
+    problems = Problems()
+    rows = read_file(path, problems).rows
+    return problems.lines, rows
+
+
+@given(rows=st.lists(objects, min_size=1, max_size=5), ascii_only=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_value_is_read_with_its_exact_characters(tmp_path_factory, rows, ascii_only):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    texts = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
+    data = "\n".join(texts).encode("utf-8", "surrogatepass")
+    path.write_bytes(data)
+    problems = Problems()
+    found = read_file(path, problems)
+    assert problems.lines == []
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    assert [row.line for row in found.rows] == list(range(1, len(rows) + 1))
+    for row, expected in zip(found.rows, rows, strict=True):
+        assert {name: field.value for name, field in row.fields.items()} == expected
+        for name, field in row.fields.items():
+            assert field.raw == json.dumps(expected[name], ensure_ascii=ascii_only)
+
+
+def test_numbers_keep_the_form_that_they_have_in_the_file(lines):
+    path = lines(
+        "a.jsonl", ['{"a": 1.50, "b": 1E5, "c": 0.1000000000000000000001, "d": "\\u00e9"}']
+    )
+    _, rows = problems_of(path)
+    raws = {name: field.raw for name, field in rows[0].fields.items()}
+    assert raws == {"a": "1.50", "b": "1E5", "c": "0.1000000000000000000001", "d": '"\\u00e9"'}
+
+
+def test_a_json_list_is_read_with_the_line_of_each_row(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[\n {"a": 1},\n\n {"a":\n   {"b": 2}}\n]\n', encoding="utf-8")
+    lines_found, rows = problems_of(path)
+    assert lines_found == []
+    assert [row.line for row in rows] == [2, 4]
+    assert rows[1].fields["a"].raw == '{"b": 2}'
+
+
+def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')
+    lines_found, rows = problems_of(path)
+    assert lines_found == []
+    assert [(row.line, row.fields["a"].value) for row in rows] == [(1, 1), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b"", "a.jsonl: empty file"),
+        ("a.jsonl", b"\n \n", "a.jsonl: no rows, only blank lines"),
+        (
+            "a.jsonl",
+            b'{"a": 1}\n{"a" 2}\n',
+            "a.jsonl:2: not valid JSON at character 6: Expecting ':'",
+        ),
+        ("a.jsonl", b'{"a": 1}\n{"a": "hal', "a.jsonl:2: the last line is cut off: not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n\xff\n', "a.jsonl:2: not UTF-8: byte 0xff at byte 9 of the file"),
+        (
+            "a.jsonl",
+            b'{"a": "\xe9t\xe9"}\n',
+            "a.jsonl:1: not UTF-8: byte 0xe9 at byte 7 of the file",
+        ),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\0"}\n', "a.jsonl:2: a NUL byte at byte 16 of the file"),
+        (
+            "a.jsonl",
+            ('{"a": 1}\n' * 3).encode("utf-16-le"),
+            "a.jsonl: not UTF-8: it looks like UTF-16",
+        ),
+        (
+            "a.jsonl",
+            ('{"a": 1}\n' * 3).encode("utf-16"),
+            "a.jsonl: not UTF-8: it looks like UTF-16",
+        ),
+        ("a.jsonl", b"[1, 2]\n", "a row is a JSON object, this is a list; name the file .json"),
+        ("a.jsonl", b"7\n", "a.jsonl:1: a row is a JSON object, this is a number"),
+        ("a.jsonl", b'{"a": 1, "a": 2}\n', "a.jsonl:1: the key 'a' stands twice in one object"),
+        ("a.jsonl", b'{"a": {"b": 1, "b": 1}}\n', "the key 'b' stands twice"),
+        ("a.jsonl", b'{"a": NaN}\n', "a.jsonl:1: NaN is not JSON"),
+        ("a.jsonl", b'{"a": ' + b"[" * 200_000 + b"\n", "a.jsonl:1: nested too deeply"),
+        (
+            "a.jsonl",
+            b'{"a": ' + b"9" * 5_000 + b"}\n",
+            "a.jsonl:1: not valid JSON: Exceeds the limit",
+        ),
+        ("a.json", b'[{"a": 1},\n {"a": ', "a.json:2: not valid JSON in the row that starts here"),
+        ("a.json", b'[{"a": 1}\n', "the list does not end here as it should"),
+        ("a.json", b'[{"a": 1}\n{"a": 2}]', "a.json:2: the list does not end here as it should"),
+        ("a.json", b'[{"a": 1},\n 5]', "a.json:2: a row is a JSON object, this is a number"),
+        ("a.json", b'[{"a": 1}] x', "the list does not end here as it should"),
+        ("a.json", b"[]", "a.json: no rows"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content)
+    found, _ = problems_of(path)
+    assert len(found) == 1
+    assert expected in found[0]
+    assert found[0].startswith(str(path))
+
+
+def test_a_line_over_the_limit_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "MAX_LINE_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": "' + "x" * 100 + '"}\n', encoding="utf-8")
+    found, rows = problems_of(path)
+    assert found == [f"{path}:2: the line is longer than 0 MiB"]
+    assert len(rows) == 1
+
+
+def test_one_error_names_the_first_fifty_problems_and_counts_all(lines):
+    path = lines("a.jsonl", ["{"] * 60)
+    problems = Problems()
+    read_file(path, problems)
+    with pytest.raises(DataError) as caught:
+        problems.raise_any("mend it")
+    text = str(caught.value)
+    assert "60 problems" in text
+    assert f"{path}:50:" in text
+    assert f"{path}:51:" not in text
+    assert "and 10 more" in text
+    assert "fix: mend it" in text

@@ -1,0 +1,102 @@
+"""Base models: identified by content, and refused when they are not what they should be."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from tunesmith.config import ModelConfig
+from tunesmith.errors import MissingError, ModelError
+from tunesmith.models import embedded
+from tunesmith.models.devices import choose_precision, default_threads
+from tunesmith.models.load import load_model, load_tokenizer, resolve_base
+
+
+@pytest.fixture(scope="module")
+def base():
+    return resolve_base(ModelConfig())
+
+
+def test_the_embedded_model_is_the_real_one_and_loads_without_quantisation(base):
+    model = load_model(base, torch.float32)
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert not hasattr(model.config, "quantization_config")
+    tokens = load_tokenizer(base)("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        best = int(model(**tokens).logits[0, -1].argmax())
+    assert load_tokenizer(base).decode([best]).strip() == "Paris"
+
+
+def test_a_copied_folder_is_the_same_model_and_a_changed_one_is_not(base, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(base.dir, copy)
+    assert resolve_base(ModelConfig(base=str(copy))).sha256 == base.sha256
+    (copy / "chat_template.jinja").write_text("other")
+    assert resolve_base(ModelConfig(base=str(copy))).sha256 != base.sha256
+
+
+def test_a_damaged_cache_is_noticed_and_made_again(monkeypatch, tmp_path, base):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    place = tmp_path / "models" / base.dir.parent.name
+    shutil.copytree(base.dir.parent, place)
+    made: list[str] = []
+
+    def write_again(gguf, run):
+        made.append(gguf.name)
+        shutil.copytree(base.dir, run.dir / "model")
+
+    monkeypatch.setattr(embedded, "_write_dequantised", write_again)
+    assert embedded.embedded_model().dir == place
+    assert made == []
+    weights = place / "model" / "model.safetensors"
+    with weights.open("r+b") as stream:
+        stream.seek(1_000_000)
+        stream.write(b"\xff\xff")
+    assert embedded.embedded_model().dir == place
+    assert made == [embedded.embedded_gguf().name]
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "./missing", "nowhere/model.gguf"])
+def test_a_missing_model_is_named_with_the_ways_to_get_one(name):
+    with pytest.raises(MissingError) as caught:
+        resolve_base(ModelConfig(base=name))
+    assert name in caught.value.what
+    assert "embedded" in caught.value.fix
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="no safetensors") as caught:
+        resolve_base(ModelConfig(base=str(tmp_path)))
+    assert "pytorch_model.bin" in caught.value.why
+
+
+def test_a_model_that_lacks_a_weight_is_refused_not_filled_at_random(base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(base.dir, copy)
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.3\.mlp\.up_proj"):
+        load_model(copy, torch.float32)
+
+
+def test_a_truncated_weight_file_is_a_model_error(base, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(base.dir, copy)
+    weights = copy / "model.safetensors"
+    with weights.open("r+b") as stream:
+        stream.truncate(weights.stat().st_size // 2)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(copy, torch.float32)
+
+
+def test_the_measured_choice_follows_its_own_figures():
+    choice = choose_precision(seconds=0.05)
+    assert choice.precision == ("bf16" if choice.bf16_gflops > 1.2 * choice.fp32_gflops else "fp32")
+    assert default_threads() >= 1

@@ -1,0 +1,65 @@
+"""Metrics are declared, the event log survives a crash, and progress goes to stderr."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tunesmith.telemetry import METRICS, EventLog, Recorder, progress, read_events
+
+LOSS = "tunesmith_train_loss_nats"
+
+
+def test_names_carry_their_stage_and_counters_end_in_total():
+    for name, metric in METRICS.items():
+        assert name.startswith(("tunesmith_train_", "tunesmith_serve_"))
+        assert (metric.kind == "counter") == name.endswith("_total")
+        assert (metric.kind == "histogram") == bool(metric.buckets)
+
+
+def test_an_undeclared_metric_is_refused(tmp_path):
+    with (
+        Recorder(EventLog(tmp_path / "events.jsonl"), tmp_path / "board") as recorder,
+        pytest.raises(KeyError),
+    ):
+        recorder.record("step", 1, {"tunesmith_train_invented": 1.0})
+
+
+def test_a_half_written_line_is_dropped_when_the_log_is_opened_again(tmp_path):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.write("step", step=1)
+    log.close()
+    with path.open("a") as stream:
+        stream.write('{"event": "st')
+    log = EventLog(path)
+    log.write("step", step=2)
+    log.close()
+    assert [event["step"] for event in read_events(path)] == [1, 2]
+
+
+def test_records_reach_the_log_and_tensorboard(tmp_path):
+    with Recorder(EventLog(tmp_path / "events.jsonl"), tmp_path / "board") as recorder:
+        recorder.record("step", 3, {LOSS: 1.5})
+    assert next(read_events(tmp_path / "events.jsonl"))["loss_nats"] == 1.5
+    (board,) = (tmp_path / "board").iterdir()
+    assert LOSS.encode() in board.read_bytes()
+
+
+def test_progress_leaves_stdout_to_results(capsys):
+    with progress("work", 2, unit="rows") as bar:
+        bar.advance(note="half")
+        bar.print("said")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "work: 2 rows" in err
+    assert "said" in err
+
+
+def test_events_are_json_lines(tmp_path):
+    log = EventLog(tmp_path / "e.jsonl")
+    log.write("note", text="zwei\nZeilen")
+    log.close()
+    (line,) = (tmp_path / "e.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["text"] == "zwei\nZeilen"
