@@ -87,9 +87,8 @@ def seal_base(place: Path) -> Artifact:
         options = ["--outfile", str(gguf), "--outtype", "q8_0"]
         subprocess.run([*command, *options], check=True, capture_output=True)
         tokenizer.save_pretrained(run.path("tokenizer/tokenizer.json").parent)
-        fingerprint = ChatRenderer(tokenizer).fingerprint
-        facts = {"forms": {"gguf-q8_0": gguf.name}, "renderer_fingerprint": fingerprint}
-        return run.finish(facts)
+        forms = {"gguf-q8_0": gguf.name}
+        return run.finish({"forms": forms, **ChatRenderer(tokenizer).as_facts()})
 
 
 def request_of(number: int, answer_tokens: int) -> dict:

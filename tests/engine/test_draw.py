@@ -51,11 +51,11 @@ def test_only_tokens_that_pass_top_k_and_top_p_are_drawn(top_k, top_p):
 
 
 def test_a_flat_distribution_is_cut_where_top_p_says_even_past_the_first_look():
-    logits = -torch.arange(5_000.0)[None] * 1e-5
-    uniforms = [i / 2_000 for i in range(2_000)]
-    drawn = draw(logits.expand(2_000, -1), Sampling(temperature=1.0, top_p=0.9), uniforms)
-    assert {int(drawn.max())} <= set(range(4_400, 4_500))
-    assert len(set(drawn.tolist())) > 1_900
+    logits = -torch.arange(2_000.0)[None] * 1e-5
+    uniforms = [i / 500 for i in range(500)]
+    drawn = draw(logits.expand(500, -1), Sampling(temperature=1.0, top_p=0.9), uniforms)
+    assert 1_780 < int(drawn.max()) < 1_800
+    assert len(set(drawn.tolist())) > 450
 
 
 @given(share=st.floats(0, 1, exclude_max=True), top_p=st.floats(0.01, 1.0))

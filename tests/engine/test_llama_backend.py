@@ -113,12 +113,6 @@ def test_seeds_decide_the_sample(backend, ask):
     assert twins[0] != twins[1]
 
 
-def test_an_answer_ends_where_the_context_ends(backend):
-    answer = backend.generate([[5] * 509], Sampling(max_tokens=100))[0]
-    assert len(answer.token_ids) == 3
-    assert answer.finish_reason == "length"
-
-
 def test_all_bad_prompts_are_named_at_once(backend, greedy):
     with pytest.raises(DataError, match=r"2 of 3 prompts(.|\n)*prompt 0 is empty(.|\n)*prompt 2"):
         backend.generate([[], [1], [1] * 512], greedy)

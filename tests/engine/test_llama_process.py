@@ -31,6 +31,12 @@ def wait_until_gone(pid):
         time.sleep(0.05)
 
 
+def wait_until_noticed(backend, pid):
+    """Until the supervision knows that this child is dead, all its threads and sockets with it."""
+    while backend.pid == pid:
+        time.sleep(0.02)
+
+
 def test_after_a_kill_running_requests_fail_and_the_next_ones_work(gguf, greedy):
     with LlamaBackend(gguf, SMALL) as backend:
         before = backend.generate([PROMPT], greedy)
@@ -46,7 +52,7 @@ def test_after_a_kill_running_requests_fail_and_the_next_ones_work(gguf, greedy)
 
         with pytest.raises(EngineError, match="stopped while it answered"):
             asyncio.run(killed_in_the_middle())
-        wait_until_gone(first)
+        wait_until_noticed(backend, first)
         assert backend.generate([PROMPT], greedy) == before
         assert backend.pid != first
         assert backend.restarts == 1
@@ -56,7 +62,7 @@ def test_a_child_that_dies_idle_is_replaced_before_the_next_request(gguf, greedy
     with LlamaBackend(gguf, SMALL) as backend:
         first = backend.pid
         os.kill(first, signal.SIGKILL)
-        wait_until_gone(first)
+        wait_until_noticed(backend, first)
         assert backend.generate([PROMPT], greedy)[0].text
 
 
@@ -68,9 +74,16 @@ def test_it_gives_up_with_the_reason_when_no_start_works(gguf, tmp_path, greedy)
         copy.unlink()
         first = backend.pid
         os.kill(first, signal.SIGKILL)
-        wait_until_gone(first)
+        wait_until_noticed(backend, first)
         with pytest.raises(ModelError, match="cannot load"):
             backend.generate([PROMPT], greedy)
+
+
+def test_an_answer_ends_where_the_context_ends(gguf):
+    with LlamaBackend(gguf, LlamaSettings(context_tokens=64, slots=2)) as backend:
+        answer = backend.generate([[5] * 61], Sampling(max_tokens=100))[0]
+    assert len(answer.token_ids) == 3
+    assert answer.finish_reason == "length"
 
 
 def test_closing_leaves_no_process_and_may_be_done_twice(gguf, greedy):

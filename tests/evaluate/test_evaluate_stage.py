@@ -133,6 +133,7 @@ def test_queries_are_executed_when_the_dataset_has_databases(
     assert line["reference_result"] == "2"
     assert line["tuned"]["valid"] is False
     assert line["tuned"]["note"]
+    assert "only 0 of 6 answers of the base model are queries that run" in " ".join(result.warnings)
 
 
 @pytest.mark.slow
@@ -261,14 +262,14 @@ def test_an_interrupted_evaluation_goes_on_with_the_answers_it_has(
     folder, recipe, dataset, answers = interrupted
     kept = [json.loads(line) for line in answers.read_text().splitlines()]
     assert 0 < len(kept) < 12
-    kept[0]["text"] = "kept from the first attempt"
+    kept[0]["text"] = "kept from the first attempt\u2028\x85, on one line"
     half = '{"line": 12, "text": "cut off by a cra'
     answers.write_text("".join(json.dumps(k) + "\n" for k in kept) + half)
 
     result = evaluate(folder, recipe, dataset, trained, resume=True)
     lines = [json.loads(x) for x in result.artifact.path("rows.jsonl").read_text().splitlines()]
     expected = list(said[0])
-    expected[kept[0]["line"] - 1] = "kept from the first attempt"
+    expected[kept[0]["line"] - 1] = kept[0]["text"]
     assert [line["base"]["answer"] for line in lines] == expected
     assert [line["tuned"]["answer"] for line in lines] == said[1]
     assert "scratch/answers-base.jsonl" not in result.artifact.files

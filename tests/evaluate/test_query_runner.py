@@ -5,6 +5,7 @@ from hashlib import sha256
 
 import pytest
 
+from tunesmith.errors import EnvironmentProblem
 from tunesmith.evaluate.tasks.query_runner import QueryFailed, QueryRows, QueryRunner
 
 
@@ -195,3 +196,24 @@ def test_the_process_ends_with_the_runner(database):
         assert child is not None
         assert child.poll() is None
     assert child.poll() is not None
+
+
+def test_a_process_that_does_not_start_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with (
+        QueryRunner(seconds=1) as runner,
+        pytest.raises(EnvironmentProblem, match="no process can be started") as caught,
+    ):
+        runner.run(tmp_path / "x", "SELECT 1", max_rows=1)
+    assert "/bin/false" in caught.value.why
+    monkeypatch.setattr("sys.executable", str(tmp_path / "absent"))
+    with QueryRunner(seconds=1) as runner, pytest.raises(EnvironmentProblem, match="No such file"):
+        runner.run(tmp_path / "x", "SELECT 1", max_rows=1)
+
+
+def test_a_process_that_was_killed_from_outside_is_started_again(database):
+    with QueryRunner(seconds=1) as runner:
+        runner.run(database, "SELECT 1", max_rows=1)
+        runner._child.kill()
+        runner._child.wait()
+        assert isinstance(runner.run(database, "SELECT 1", max_rows=1), QueryRows)

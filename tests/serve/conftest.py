@@ -141,7 +141,7 @@ def bundle(tokenizer, tmp_path_factory):
         return run.finish(
             {
                 "forms": {"gguf-q8_0": "model-q8_0.gguf"},
-                "renderer_fingerprint": ChatRenderer(tokenizer).fingerprint,
+                **ChatRenderer(tokenizer).as_facts(),
             }
         )
 

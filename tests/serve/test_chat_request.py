@@ -170,6 +170,14 @@ def test_a_body_that_is_no_small_json_object_is_a_clean_refusal(data):
 def test_a_huge_value_is_not_echoed_in_full():
     assert len(str(refused(body(messages={"x" * 100_000: "y" * 100_000})))) < 1000
     assert len(str(refused(body(temperature="z" * 100_000)))) < 1000
+    assert len(str(refused(body(**{"z" * 100_000: 1})))) < 1000
+
+
+def test_a_flood_of_fields_is_one_problem():
+    flood = {f"field{number}": 1 for number in range(50_000)}
+    error = refused(body(messages=[{"role": "user", "content": "x", **flood}]))
+    assert error.param == "messages[0]"
+    assert "50002 fields" in error.what
 
 
 json_values = st.recursive(

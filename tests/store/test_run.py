@@ -222,6 +222,25 @@ def test_a_full_disk_is_named_and_nothing_is_sealed(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_a_full_disk_is_named_when_safetensors_writes(tmp_path):
+    code = """
+    import sys
+    import numpy
+    from pathlib import Path
+    from safetensors.numpy import save_file
+    from tunesmith.errors import StorageError
+    from tunesmith.store import storage_errors
+    try:
+        with storage_errors(Path(sys.argv[1])):
+            save_file({"a": numpy.zeros(10_000)}, sys.argv[1])
+    except StorageError as error:
+        print(error)
+    """
+    found = python(code, tmp_path / "a.safetensors", before=limited)
+    assert "cannot write" in found.stdout, found.stderr
+    assert "fix:" in found.stdout
+
+
 def test_a_file_where_the_folder_should_be_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file/below"):

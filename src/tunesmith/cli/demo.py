@@ -215,7 +215,7 @@ class _Tour:
         rows.append(("summary", f"{summary['seconds_total']:.0f} s for the whole", where(path)))
         table(("", "result", "where"), rows, to=self.out)
         self._say("next:")
-        for command in next_commands(self.recipe, self._artifact("evaluate").dir):
+        for command in next_commands(self._artifact("evaluate").dir, self._artifact("export").dir):
             self._say(f"  {command}")
 
     def _keep(self, ready: Ready, question: Question, summary: Mapping[str, Any] | None) -> None:
@@ -259,12 +259,11 @@ def summarise(facts: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def next_commands(recipe: Recipe, report: Path) -> Sequence[str]:
+def next_commands(report: Path, bundle: Path) -> Sequence[str]:
     """What to type after the demo."""
-    place = "" if recipe.workspace == "runs" else f" --set workspace={recipe.workspace}"
     return (
         f"open {where(report / 'report.html')}   (the report, in a browser)",
-        f"tunesmith serve demo{place}",
-        f"tunesmith show {where(report)}",
+        f"tunesmith serve {where(bundle)}",
+        f"tunesmith show {where(bundle)}",
         "tunesmith init --data YOUR_EXAMPLES.jsonl   then: tunesmith run recipe.yaml",
     )

@@ -23,9 +23,9 @@ __all__ = ["curl_line", "serve"]
 @recipe_options()
 @json_option
 def serve(asked: Asked, as_json: bool) -> None:
-    """Serve an exported model over HTTP, for OpenAI's clients.
+    """Serve an exported model over HTTP.
 
-    RECIPE is a recipe whose export is made, or an export's folder. Paths: /v1/models,
+    For OpenAI's clients. RECIPE is a recipe whose export is made, or an export's folder. Paths: /v1/models,
     /v1/chat/completions, /healthz, /readyz, /metrics. A key is generated and printed once, unless
     serve.keys_path names a file made by `tunesmith serve keys new`. Ctrl-C stops it.
 

@@ -101,6 +101,7 @@ class NextTokenLogprobs:
     Attributes:
         token_ids: (positions, top) int64, most likely first.
         logprobs: (positions, top) float32, natural logarithms of the softmax over all tokens.
+            llama.cpp sums the softmax in float32: its probabilities add up to 1 within 2e-4.
     """
 
     token_ids: NDArray[np.int64]

@@ -8,8 +8,7 @@ from typing import Any
 
 from tunesmith.config import ExactMatchTask, Recipe, SqlExecutionTask, refuse_unread
 from tunesmith.engine import Sampling
-from tunesmith.errors import DataError, ModelError, listed
-from tunesmith.evaluate import provenance
+from tunesmith.errors import DataError, listed
 from tunesmith.evaluate.comparison import smallest_telling_n
 from tunesmith.evaluate.heldout import databases, held_out_rows, task_for
 from tunesmith.evaluate.tasks import TASKS
@@ -65,7 +64,7 @@ def plan_evaluation(recipe: Recipe, dataset: Artifact, trained: Artifact) -> Eva
     check_base(trained, base)
     tokenizer = load_tokenizer(base)
     renderer = ChatRenderer(tokenizer)
-    _refuse_other_renderer(renderer, trained)
+    renderer.check_same(trained)
     examples, test_rows = held_out_rows(dataset, config.max_rows, seed)
     plan = EvaluatePlan(
         base=base,
@@ -88,20 +87,6 @@ def plan_evaluation(recipe: Recipe, dataset: Artifact, trained: Artifact) -> Eva
     )
     refuse_unread(recipe, "evaluate")
     return plan
-
-
-def _refuse_other_renderer(renderer: ChatRenderer, trained: Artifact) -> None:
-    sealed, now = trained.facts["renderer_fingerprint"], renderer.fingerprint
-    if sealed == now:
-        return
-    probe = renderer.render([{"role": "user", "content": "Hi"}], for_answer=True)
-    raise ModelError(
-        f"{trained.dir} was trained with other prompts than this installation makes: "
-        f"renderer fingerprint {sealed[:12]} then, {now[:12]} now",
-        why=f"trained with tunesmith {trained.version}; now {provenance.versions()['tunesmith']} "
-        f"with transformers {provenance.versions()['transformers']} renders 'Hi' as {probe.text!r}",
-        fix="evaluate with the versions it was trained with, or train again",
-    )
 
 
 def prepare(plan: EvaluatePlan) -> tuple[list[Example], list[Unusable], list[str]]:

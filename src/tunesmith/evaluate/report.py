@@ -19,6 +19,15 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SHOWN = (("won", "Won"), ("lost", "Lost"), ("still wrong", "Still wrong"))
 
+_LABELS = {
+    "device": "Device",
+    "device_name": "Accelerator",
+    "processor": "Processor",
+    "cores": "Cores",
+    "memory_gib": "Memory, GiB",
+    "system": "System",
+}
+
 
 def render_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], show: int) -> str:
     """The report as one HTML text.
@@ -51,6 +60,7 @@ def render_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sh
         p_text=wording.p_text(comparison.p_value),
         accuracy=plot.accuracy_axis(comparison),
         gain=plot.gain_axis(comparison),
+        machine=[(_LABELS.get(key, key), value) for key, value in report["hardware"].items()],
         groups=[(title, *_drawn(rows, outcome, show, report["seed"])) for outcome, title in _SHOWN],
     )
 

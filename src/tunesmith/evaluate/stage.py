@@ -32,6 +32,8 @@ _SIDES = ("base", "tuned")
 _CHUNK_BATCHES = 4
 """Batches between two writes of answers: an interruption loses at most these. At the end of each
 chunk the batch runs empty, so small chunks cost time."""
+_FEW_VALID = 0.1
+"""Share of the base model's answers that can be used, under which a note says so."""
 
 
 def run(recipe: Recipe, at: Run, dataset: Artifact, trained: Artifact) -> EvaluateResult:
@@ -178,18 +180,39 @@ def _seal(
         resamples=plan.resamples,
         seed=plan.seed,
     )
-    cut = sum(row.tuned_answer.cut for row in rows)
-    if cut:
-        warnings.append(
-            f"{cut} of {len(rows)} answers of the tuned model were cut off at "
-            f"{plan.sampling.max_tokens} tokens: raise evaluate.max_answer_tokens if they are not loops"
-        )
+    warnings += _answer_warnings(plan, rows)
     report = _report(plan, comparison, rows, left_out, warnings)
     lines = [row.as_dict() for row in rows]
     at.write_json("report.json", report)
-    at.write_text("rows.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    at.write_text("rows.jsonl", "".join(map(_json_line, lines)))
     at.write_text("report.html", render_html(report, lines, plan.show_rows))
     return open_result(at.finish(facts_of(report, comparison)))
+
+
+def _answer_warnings(plan: EvaluatePlan, rows: Sequence[RowResult]) -> list[str]:
+    """What a reader must know about the answers: cut off, or without a usable form at all."""
+    warnings, n = [], len(rows)
+    cut = sum(row.tuned_answer.cut for row in rows)
+    if cut:
+        warnings.append(
+            f"{cut} of {n} answers of the tuned model were cut off at "
+            f"{plan.sampling.max_tokens} tokens: raise evaluate.max_answer_tokens if they are not loops"
+        )
+    valid = sum(row.base.valid is True for row in rows)
+    if rows[0].base.valid is not None and valid < _FEW_VALID * n:
+        warnings.append(
+            f"only {valid} of {n} answers of the base model are queries that run: part of the gain "
+            "is that the tuned model learned the form of an answer"
+        )
+    return warnings
+
+
+def _json_line(value: dict[str, Any]) -> str:
+    """One line whoever reads it: JSON allows characters in a string that some take for line ends."""
+    text = json.dumps(value, ensure_ascii=False)
+    for end in "\x85\u2028\u2029":
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    return f"{text}\n"
 
 
 def _report(

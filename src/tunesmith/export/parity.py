@@ -183,7 +183,8 @@ def refuse_below(measured: Mapping[Form, FormParity], problems: Mapping[Form, st
     quantised = all("q8_0" in line.partition(":")[0] for line in lines)
     option = "min_greedy_agreement_quantised" if quantised else "min_greedy_agreement"
     raise ParityError(
-        f"{len(lines)} exported forms are not the trained model:\n{listed(lines)}",
+        f"{len(lines)} of {len(measured) + len(set(problems) - set(measured))} exported forms "
+        f"differ from the trained model:\n{listed(lines)}",
         why="the bundle would answer otherwise than the model that was judged; nothing was sealed",
         fix="run the export again; if it stays so, leave the form out of export.forms, or accept "
         f"the difference: --set export.{option}=VALUE (the figures are in scratch/parity.json)",
@@ -195,5 +196,12 @@ def _below(measured: Mapping[Form, FormParity]) -> Iterator[str]:
         if parity.greedy_agreement < parity.limit:
             yield (
                 f"{form}: greedy agreement {parity.greedy_agreement:.4f} is below the limit "
-                f"{parity.limit:g} ({parity.positions} positions, mean KL {parity.mean_kl:.3g} nats)"
+                f"{parity.limit:g} ({parity.positions} positions, {_clear(parity)}, mean KL "
+                f"{parity.mean_kl:.3g} nats)"
             )
+
+
+def _clear(parity: FormParity) -> str:
+    if parity.clear_agreement is None:
+        return "all of them near-ties"
+    return f"{parity.clear_agreement:.4f} without near-ties"

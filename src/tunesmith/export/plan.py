@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import Form, Recipe, refuse_unread
-from tunesmith.errors import ConfigError, DataError, ModelError, StorageError
+from tunesmith.errors import ConfigError, DataError, StorageError
 from tunesmith.export.convert import check_convertible
 from tunesmith.export.weights import stored_tensors
 from tunesmith.models.adapters import check_base, has_adapter
@@ -97,7 +97,7 @@ def plan_export(
     if any(form.startswith("gguf") for form in limits):
         check_convertible(base.dir)
     renderer = ChatRenderer(load_tokenizer(base))
-    _check_renderer(renderer, trained)
+    renderer.check_same(trained)
     rows, split = _rows(dataset, n_prompts)
     tensors = stored_tensors(base.dir)
     return ExportPlan(
@@ -126,18 +126,6 @@ def _limits(recipe: Recipe) -> dict[Form, float]:
         else config.min_greedy_agreement
         for form in dict.fromkeys(config.forms)
     }
-
-
-def _check_renderer(renderer: ChatRenderer, trained: Artifact) -> None:
-    sealed = trained.facts["renderer_fingerprint"]
-    if renderer.fingerprint != sealed:
-        raise ModelError(
-            f"the chat renderer is not the one that {trained.dir} was trained with",
-            why=f"its fingerprint is {renderer.fingerprint[:12]}, the run's is {sealed[:12]}: "
-            "the exported model would be asked otherwise than it was trained",
-            fix=f"train again with this version, or export with the version that trained it "
-            f"({trained.version})",
-        )
 
 
 def _rows(dataset: Artifact, limit: int) -> tuple[tuple[Sequence[Mapping[str, Any]], ...], str]:

@@ -8,13 +8,14 @@ first messages does not change when more messages follow; one that breaks this i
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.errors import ModelError
-from tunesmith.store import canonical_json
+from tunesmith.errors import ModelError, listed
+from tunesmith.store import Artifact
 
 __all__ = ["ChatRenderer", "Rendered", "Role"]
 
@@ -110,13 +111,47 @@ class ChatRenderer:
         return str(self.tokenizer.chat_template)
 
     @property
+    def probe(self) -> str:
+        """The probe conversations as rendered: a line a token, with id, role, and * when trained."""
+        renders = [*map(self.render, _PROBES), self.render(_PROBES[0], for_answer=True)]
+        return "\n".join(
+            f"{token} {role}{'*' if on else ''} {self.decode([token], special=True)!r}"
+            for rendered in renders
+            for token, role, on in zip(
+                rendered.token_ids, rendered.roles, rendered.trained, strict=True
+            )
+        )
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of rendered probe conversations: tokens, roles and flags. Equal means same prompts."""
-        probes = [self.render(probe) for probe in _PROBES] + [
-            self.render(_PROBES[0], for_answer=True)
+        """Hash of `probe`: equal means the same prompts, token by token."""
+        return hashlib.sha256(self.probe.encode()).hexdigest()
+
+    def as_facts(self) -> dict[str, str]:
+        """What an artifact stores, for `check_same` to compare with later."""
+        return {"renderer_fingerprint": self.fingerprint, "renderer_probe": self.probe}
+
+    def check_same(self, sealed: Artifact) -> None:
+        """Refuse to go on with other prompts than a sealed artifact was made with.
+
+        Raises:
+            ModelError: the fingerprints differ; the message shows the first lines that do.
+        """
+        if self.fingerprint == sealed.facts["renderer_fingerprint"]:
+            return
+        before = str(sealed.facts.get("renderer_probe", "")).splitlines()
+        changes = [
+            line
+            for line in difflib.unified_diff(before, self.probe.splitlines(), lineterm="", n=0)
+            if not line.startswith(("---", "+++", "@@"))
         ]
-        seen = [[p.token_ids, p.roles, p.trained, p.text] for p in probes]
-        return hashlib.sha256(canonical_json(seen).encode()).hexdigest()
+        raise ModelError(
+            f"{sealed.dir} was made with other prompts than this tokenizer and version make "
+            f"(- then, + now; token, role, text):\n{listed(changes, limit=12)}",
+            why=f"renderer fingerprint {str(sealed.facts['renderer_fingerprint'])[:12]} then, "
+            f"{self.fingerprint[:12]} now: the model would be asked otherwise than it was trained",
+            fix=f"use the tokenizer and the version that made it ({sealed.version}), or make it again",
+        )
 
     def render(self, messages: Sequence[Message], *, for_answer: bool = False) -> Rendered:
         """Tokens of a conversation, each with its role and trained flag.

@@ -9,8 +9,8 @@ from tunesmith.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from tunesmith.serve.gateway import Gateway, Ready, run
+    from tunesmith.serve.handbook import reference
     from tunesmith.serve.keys import NewKey, create_key, remove_key
-    from tunesmith.serve.reference import reference
 
 __all__ = ["Gateway", "NewKey", "Ready", "create_key", "reference", "remove_key", "run"]
 
@@ -19,7 +19,7 @@ _HOMES = {
     "NewKey": "keys",
     "Ready": "gateway",
     "create_key": "keys",
-    "reference": "reference",
+    "reference": "handbook",
     "remove_key": "keys",
     "run": "gateway",
 }

@@ -43,23 +43,15 @@ def served_model(bundle: Artifact, name: str, limits: Limits) -> ServedModel:
     """The bundle's renderer and identity, under the name that requests will use.
 
     Raises:
-        ArtifactError: files were changed, or the tokenizer renders other prompts than the model
-            was trained with.
+        ArtifactError: files were changed.
         ConfigError: the model was made for a shorter context.
-        ModelError: the tokenizer cannot be used.
+        ModelError: the tokenizer cannot be used, or renders other prompts than the model was
+            trained with.
     """
     from tunesmith.models.chat import ChatRenderer
 
     renderer = ChatRenderer(_tokenizer(bundle.folder("tokenizer")))
-    sealed = str(bundle.facts.get("renderer_fingerprint"))
-    if renderer.fingerprint != sealed:
-        raise ArtifactError(
-            f"the bundle's tokenizer renders with the fingerprint {renderer.fingerprint}, "
-            f"but the bundle was sealed with {sealed}",
-            why="prompts would differ from those that the model was trained and judged with",
-            fix=f"export again with this version of tunesmith; {bundle.dir} was made by "
-            f"{bundle.version}",
-        )
+    renderer.check_same(bundle)
     longest = int(renderer.tokenizer.model_max_length)
     if limits.context_tokens > longest:
         raise ConfigError(

@@ -46,9 +46,10 @@ MAX_STOP_CHARACTERS = 256
 MAX_PARTS = 64
 MAX_PARAMETERS = 64
 PROBLEMS_SHOWN = 20
+SHOWN_CHARACTERS = 60
 
 _BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = 60
+_BRIEF.maxstring = _BRIEF.maxother = SHOWN_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,16 @@ Text = Annotated[str, AfterValidator(_clean)]
 
 
 class _Strict(BaseModel):
+    """No conversions and no unknown fields; a flood of fields is not even looked through."""
+
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > MAX_PARAMETERS:
+            raise ValueError(f"it has {len(value)} fields; at most {MAX_PARAMETERS} are read")
+        return value
 
 
 class TextPart(_Strict):
@@ -307,7 +317,9 @@ def _problem(details: Any) -> _Problem:
             return _Problem(param, f"{param}: not supported here", "unsupported_parameter")
         names = [*ChatRequest.model_fields, *REFUSED, *IGNORED]
         return _Problem(
-            param, f"{param}: unknown parameter{nearest(name, names)}", "unknown_parameter"
+            param,
+            f"{param}: unknown parameter{nearest(name[:SHOWN_CHARACTERS], names)}",
+            "unknown_parameter",
         )
     if details["type"] == "missing":
         return _Problem(param, f"{param}: it is missing", "missing_required_parameter")
@@ -323,7 +335,7 @@ def _param(loc: Sequence[int | str]) -> str:
             path += f"[{part}]"
         elif part not in ("string", "parts"):
             path += f".{part}" if path else part
-    return path
+    return path if len(path) <= SHOWN_CHARACTERS else f"{path[:SHOWN_CHARACTERS]}..."
 
 
 def _contradictions(request: ChatRequest) -> list[_Problem]:

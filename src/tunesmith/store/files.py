@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,11 +57,25 @@ def storage_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        cause = _CAUSES.get(error.errno or 0)
+    except _disk_errors() as error:
+        cause = _CAUSES.get(_number_of(error))
         if cause is None:
             raise
         raise StorageError(f"cannot write {path}", why=cause[0], fix=cause[1]) from error
+
+
+def _disk_errors() -> tuple[type[Exception], ...]:
+    """safetensors reports a full disk by an error of its own; it is known once it was imported."""
+    safetensors = sys.modules.get("safetensors")
+    return (OSError,) if safetensors is None else (OSError, safetensors.SafetensorError)
+
+
+def _number_of(error: Exception) -> int:
+    """The system's number of an error; 0 when it has none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 @contextmanager

@@ -111,8 +111,7 @@ def _plan_facts(plan: TrainPlan) -> dict[str, Any]:
         "rows": len(plan.rows.rows),
         "dropped_lines": list(plan.rows.dropped_lines),
         "cut_lines": list(plan.rows.cut_lines),
-        "renderer_fingerprint": plan.renderer.fingerprint,
-    }
+    } | plan.renderer.as_facts()
 
 
 def _seal(session: Session, at: Run, dataset: Artifact) -> TrainResult:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import EngineError, TunesmithError
 
 __all__ = ["LoopThread", "side_by_side"]
 
@@ -36,20 +36,29 @@ async def side_by_side(
 
 
 class LoopThread:
-    """An event loop in a thread, started on first use."""
+    """An event loop in a thread, started on first use and never again after `close`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     @property
     def alive(self) -> bool:
+        """Whether it runs now."""
         return self._loop is not None
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine there and wait; Ctrl-C while waiting cancels it."""
+        """Run a coroutine there and wait; Ctrl-C while waiting cancels it.
+
+        Raises:
+            EngineError: it was closed.
+        """
         with self._lock:
+            if self._closed:
+                work.close()
+                raise EngineError("the engine was closed", fix="open it again")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -63,7 +72,9 @@ class LoopThread:
             raise
 
     def close(self) -> None:
+        """Stop the loop and its thread; a second call does nothing."""
         with self._lock:
+            self._closed = True
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is None or thread is None:
             return

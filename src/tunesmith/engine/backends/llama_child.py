@@ -34,7 +34,8 @@ def main() -> None:
     with os.fdopen(report_fd, "w") as out:
         out.write(json.dumps(report) + "\n")
     if server is None:
-        os._exit(1)
+        # Not os._exit: llama.cpp writes its log in a thread of its own, and the reason is in it.
+        sys.exit(1)
     while True:
         time.sleep(3600)
 
@@ -71,7 +72,8 @@ def _stop_with_parent(parent: int) -> None:
 
 
 def _stop_at_end_of_stdin() -> None:
-    while sys.stdin.read(1024):
+    # Not sys.stdin: a thread that holds its lock would abort an ordinary exit.
+    while os.read(0, 1024):
         continue
     os._exit(0)
 

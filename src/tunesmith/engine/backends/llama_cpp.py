@@ -160,7 +160,8 @@ class LlamaBackend:
                     return
                 yield chunk
         finally:
-            self._thread.run(_close(chunks))
+            if self._thread.alive:
+                self._thread.run(_close(chunks))
 
     def next_token_logprobs(
         self, rows: Sequence[Sequence[int]], starts: Sequence[int], *, top: int = 256
@@ -182,7 +183,7 @@ class LlamaBackend:
         self._process.close()
         if self._thread.alive:
             self._thread.run(self.aclose_session())
-            self._thread.close()
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self

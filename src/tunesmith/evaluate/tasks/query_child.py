@@ -134,9 +134,10 @@ def _portable(value: Any) -> Any:
 
 
 def main() -> None:
-    """Answer requests until stdin closes."""
+    """Say that it is up, then answer requests until stdin closes."""
     connections: dict[str, sqlite3.Connection] = {}
     limit_process()
+    _reply({"sqlite": sqlite3.sqlite_version})
     for line in sys.stdin:
         request = json.loads(line)
         path = request["database"]
@@ -151,8 +152,12 @@ def main() -> None:
             )
         except sqlite3.Error as error:
             reply = {"error": f"the database cannot be opened: {error}"}
-        sys.stdout.write(json.dumps(reply) + "\n")
-        sys.stdout.flush()
+        _reply(reply)
+
+
+def _reply(reply: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

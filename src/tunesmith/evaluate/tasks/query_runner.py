@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,9 @@ __all__ = ["QueryFailed", "QueryRows", "QueryRunner"]
 _CHILD = Path(__file__).with_name("query_child.py")
 _GRACE_SECONDS = 2.0
 """Beyond a query's own limit: for the child to stop by itself and to answer."""
+_START_SECONDS = 60.0
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""All that the child gets: what some installations of Python need to start."""
 
 Cell = int | float | str | bytes | None
 
@@ -93,29 +97,11 @@ class QueryRunner:
 
     def _ask(self, request: str) -> dict[str, Any]:
         child = self._started()
-        assert child.stdin is not None
-        assert child.stdout is not None
-        timed_out = threading.Event()
-
-        def kill() -> None:
-            timed_out.set()
-            child.kill()
-
-        timer = threading.Timer(self._seconds + _GRACE_SECONDS, kill)
-        timer.start()
-        try:
-            child.stdin.write(request + "\n")
-            child.stdin.flush()
-            line = child.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line.endswith("\n"):
-            reply: dict[str, Any] = json.loads(line)
+        reply, timed_out = _exchange(child, request, self._seconds + _GRACE_SECONDS)
+        if reply is not None:
             return reply
         self._stop()
-        if timed_out.is_set():
+        if timed_out:
             return {"error": f"it ran longer than {self._seconds:g} s"}
         return {"error": "it broke its process, most likely by the memory it asked for"}
 
@@ -124,22 +110,14 @@ class QueryRunner:
             return self._child
         self._stop()
         try:
-            self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_CHILD)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                env={},
-                start_new_session=True,
-            )
+            child = self._child = _start()
         except OSError as error:
-            raise EnvironmentProblem(
-                "no process can be started to run queries in",
-                why=str(error),
-                fix="end other programs, or raise the limit on processes (`ulimit -u`)",
-            ) from error
-        return self._child
+            raise _no_child(str(error)) from error
+        greeting, _ = _exchange(child, None, _START_SECONDS)
+        if greeting is None:
+            self._stop()
+            raise _no_child(f"{sys.executable} ended or said nothing for {_START_SECONDS:g} s")
+        return child
 
     def _stop(self) -> None:
         child, self._child = self._child, None
@@ -150,6 +128,56 @@ class QueryRunner:
         for stream in (child.stdin, child.stdout):
             if stream is not None:
                 stream.close()
+
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_CHILD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        start_new_session=True,
+    )
+
+
+def _no_child(why: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        "no process can be started to run queries in",
+        why=why,
+        fix="end other programs, raise the limit on processes (`ulimit -u`), or check that "
+        f"`{sys.executable} -I -S -c 'import sqlite3'` works",
+    )
+
+
+def _exchange(
+    child: subprocess.Popen[str], request: str | None, seconds: float
+) -> tuple[dict[str, Any] | None, bool]:
+    """Send a line, if any, and read one; the child is killed when `seconds` are over.
+
+    Returns the reply, or None when there was no whole one, and whether the time ran out.
+    """
+    assert child.stdin is not None
+    assert child.stdout is not None
+    timed_out = threading.Event()
+
+    def kill() -> None:
+        timed_out.set()
+        child.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        if request is not None:
+            child.stdin.write(request + "\n")
+            child.stdin.flush()
+        line = child.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    finally:
+        timer.cancel()
+    return (json.loads(line) if line.endswith("\n") else None), timed_out.is_set()
 
 
 def _cell(value: Any) -> Cell:

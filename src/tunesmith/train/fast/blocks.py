@@ -119,13 +119,14 @@ class _MlpFunction(torch.autograd.Function):
         assert dhidden is not None
         gate, up = gate_up.chunk(2, -1)
         activated = torch.nn.functional.silu(gate)
-        grads_down = interleave(block.down.grads_of_a(du_down, activated * up), grads_b_down)
-        dgate_up = torch.empty_like(gate_up)
-        dgate, dup = dgate_up.chunk(2, -1)
-        torch.mul(dhidden, activated, out=dup)
-        torch.ops.aten.silu_backward.grad_input(dhidden.mul_(up), gate, grad_input=dgate)
+        hidden = activated * up
+        grads_down = interleave(block.down.grads_of_a(du_down, hidden), grads_b_down)
+        # The gradients take the storage of gate and up, which nothing reads after this.
+        dgate = torch.mul(dhidden, up, out=hidden)
+        torch.mul(dhidden, activated, out=up)
+        torch.ops.aten.silu_backward.grad_input(dgate, gate, grad_input=gate)
         need_dx = ctx.needs_input_grad[0]
-        dnormed, du, grads_b = block.gate_up.backward(dgate_up, u, need_dx)
+        dnormed, du, grads_b = block.gate_up.backward(gate_up, u, need_dx)
         hat = rms_hat(x, inverse)
         grads = interleave(block.gate_up.grads_of_a(du, hat, block.norm_weight), grads_b)
         dx = None

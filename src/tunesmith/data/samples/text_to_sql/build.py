@@ -1,8 +1,8 @@
 """Makes the text-to-SQL sample set from its schema files: `python -m <this module> [--check]`.
 
-Every query is run when the set is built. Of the six phrasings of a question the first four are for
-training; the fifth is for the test, the sixth for the test or the validation, so no wording of the
-test is seen in training. Values are also divided, as far as a pattern has enough of them.
+Every query is run when the set is built. Of the six phrasings of a question four are for training,
+one is for the test and one for the test or the validation, so no wording of the test is seen in
+training. Values are also divided, as far as a pattern has enough of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["build", "normalised", "system_prompt", "write"]
 WANTED_ROWS = {"test": 300, "validation": 120, "train": 1_400}
 """Rows a split, in the order in which the splits choose their questions."""
 INSTRUCTION = "Answer with one SQLite query."
-N_TRAIN_PHRASINGS = 4
+N_PHRASINGS = 6
 MAX_FILLINGS = 24
 MAX_RESULT_ROWS = 40
 _FORMATTER = string.Formatter()
@@ -107,14 +107,12 @@ def build() -> dict[str, str]:
 def _pool(schema: Schema, connection: sqlite3.Connection, index: int) -> dict[str, list[Question]]:
     """All questions of one pattern, a split, in the order in which they should be used."""
     pattern, (sql, *phrasings) = list(schema.patterns.items())[index]
-    if len(phrasings) != N_TRAIN_PHRASINGS + 2:
+    if len(phrasings) != N_PHRASINGS:
         raise ValueError(f"{schema.name}.{pattern}: {len(phrasings)} phrasings")
     fillings = list(itertools.islice(_fillings(schema, connection, pattern, sql), MAX_FILLINGS))
     if not fillings:
         raise ValueError(f"{schema.name}.{pattern}: no value gives a usable result")
-    held_out = [N_TRAIN_PHRASINGS, N_TRAIN_PHRASINGS + 1]
-    validation = [held_out.pop()] if index % 3 == 0 else []
-    choice = {"train": [*range(N_TRAIN_PHRASINGS)], "validation": validation, "test": held_out}
+    choice = _phrasings(index)
     values = _divided(fillings)
     return {
         split: [
@@ -125,9 +123,22 @@ def _pool(schema: Schema, connection: sqlite3.Connection, index: int) -> dict[st
     }
 
 
+def _phrasings(index: int) -> dict[str, list[int]]:
+    """Which phrasings of a schema's pattern number `index` each split uses.
+
+    What is held out moves on from pattern to pattern, so that every manner of asking is trained,
+    while a single wording is only ever on one side.
+    """
+    first, second = index % N_PHRASINGS, (index + N_PHRASINGS // 2) % N_PHRASINGS
+    train = [p for p in range(N_PHRASINGS) if p not in (first, second)]
+    if index % 3 == 0:
+        return {"train": train, "validation": [second], "test": [first]}
+    return {"train": train, "validation": [], "test": [first, second]}
+
+
 def _divided(fillings: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Values for each split; with fewer than six, all splits use all."""
-    if len(fillings) < 6:
+    """Values for each split; with fewer than four, all splits use all."""
+    if len(fillings) < 4:
         return dict.fromkeys(WANTED_ROWS, fillings)
     n_test = len(fillings) // 4
     n_validation = max(1, len(fillings) // 8)

@@ -1,0 +1,171 @@
+"""A tiny Llama with the real SmolLM2 tokenizer, a random adapter on it, and a small dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tunesmith import export
+from tunesmith.config import ModelConfig, recipe_from
+from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.load import BaseModel, load_model, load_tokenizer, resolve_base, save_model
+from tunesmith.store import Artifact, Run
+
+SYSTEM = "Answer with one SQLite query."
+QUESTIONS = ("How many states?", "Which river is longest?", "Name a city in Kansas.", "7 * 6 = ?")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A base model, a dataset and a run, and a way to export them."""
+
+    folder: Path
+    base: BaseModel
+    renderer: ChatRenderer
+    dataset: Artifact
+    trained: Artifact
+
+    def recipe(self, **settings: Any) -> Any:
+        settings = {"parity_prompts": 4, "parity_tokens": 6, **settings}
+        return recipe_from(
+            {"name": "tiny", "model": {"base": str(self.base.dir)}, "export": settings}
+        )
+
+    def export(self, place: Path, *, resume: bool = False, **settings: Any) -> Any:
+        recipe = self.recipe(**settings)
+        with Run.open(place, "export", inputs={}, resume=resume) as at:
+            return export.run(recipe, at, self.dataset, self.trained)
+
+
+def save_tiny(
+    folder: Path, *, spread: float = 0.5, dtype: str = "float16", tied: bool = True
+) -> BaseModel:
+    """A random Llama on the disk; with a larger `spread` its best tokens lead more clearly."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = load_tokenizer(resolve_base(ModelConfig()))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        initializer_range=spread,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    save_model(LlamaForCausalLM(config).to(getattr(torch, dtype)), tokenizer, folder)
+    return resolve_base(ModelConfig(base=str(folder)))
+
+
+def adapted(base: BaseModel, targets: Any = "all-linear", spread: float = 0.1) -> Any:
+    """Base with a random adapter, in float32."""
+    import warnings
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(load_model(base, torch.float32), config)
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=spread)
+    return model.eval()
+
+
+def seal_run(
+    folder: Path, base: BaseModel, dataset: Artifact, model: Any, fingerprint: str
+) -> Artifact:
+    """A train artifact that holds `model`: an adapter, or all weights."""
+    import warnings
+
+    is_adapter = hasattr(model, "peft_config")
+    with Run.open(folder, "train", inputs={}, parents=[dataset.as_parent()]) as at:
+        place = at.path(f"{'adapter' if is_adapter else 'model'}/config.json").parent
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if is_adapter:
+                model.save_pretrained(place)
+                (place / "README.md").unlink(missing_ok=True)
+            else:
+                save_model(model, load_tokenizer(base), place)
+        return at.finish(
+            {
+                "base": {"name": base.name, "sha256": base.sha256},
+                "method": {"kind": "lora" if is_adapter else "full"},
+                "steps": 3,
+                "validation_loss": 1.25,
+                "renderer_fingerprint": fingerprint,
+                "dataset": "questions",
+            }
+        )
+
+
+def seal_dataset(folder: Path, system: str | None = SYSTEM) -> Artifact:
+    """Four questions, in every split."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    rows = [
+        {
+            "messages": [
+                *first,
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": "select 1"},
+            ],
+            "meta": {},
+        }
+        for question in QUESTIONS
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with Run.open(folder, "data", inputs={"system": system}) as at:
+        for split in ("train", "validation", "test"):
+            at.write_text(f"{split}.jsonl", text)
+        return at.finish({"rows": {"train": 4, "validation": 4, "test": 4}, "databases": []})
+
+
+@pytest.fixture(scope="session")
+def make():
+    """The makers above, for tests that need another model, adapter, dataset or run."""
+    return SimpleNamespace(
+        tiny=save_tiny, adapted=adapted, run=seal_run, dataset=seal_dataset, Workbench=Workbench
+    )
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory):
+    """A clear-spoken tiny model (its best tokens lead by far) with an adapter on all layers."""
+    folder = tmp_path_factory.mktemp("bench")
+    base = save_tiny(folder / "base")
+    renderer = ChatRenderer(load_tokenizer(base))
+    dataset = seal_dataset(folder / "data")
+    trained = seal_run(folder / "train", base, dataset, adapted(base), renderer.fingerprint)
+    return Workbench(folder, base, renderer, dataset, trained)
+
+
+@pytest.fixture(scope="session")
+def bundle(bench, tmp_path_factory):
+    """All forms of it, exported once."""
+    place = tmp_path_factory.mktemp("bundle") / "export"
+    return bench.export(place, min_greedy_agreement_quantised=0.5)
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+    """A copy of the bundle's folder that a test may damage."""
+    return Path(shutil.copytree(bundle.artifact.dir, tmp_path / "copied"))

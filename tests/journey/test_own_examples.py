@@ -1,0 +1,216 @@
+"""`tunesmith run` on a user's own files: made once, resumed, refused clearly, served."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = Path(sys.executable).with_name("tunesmith")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_sets, tunesmith_in, write_examples):
+    """A whole run on a user's file: its folder, its command, and its options."""
+    folder = tmp_path_factory.mktemp("own")
+    call = tunesmith_in(folder)
+    write_examples(folder / "examples.jsonl", "chat")
+    call("init")
+    found = call("run", "recipe.yaml", *small_sets, "--json")
+    return folder, call, json.loads(found.stdout)["stages"]
+
+
+def actions(call, *args: object) -> dict[str, str]:
+    found = json.loads(call("run", "recipe.yaml", *args, "--dry-run", "--json").stdout)
+    return {step["stage"]: step["action"] for step in found["stages"]}
+
+
+@pytest.mark.parametrize("schema", ["chat", "instruction", "prompt"])
+def test_every_schema_trains(schema, tunesmith, small_sets, tmp_path, write_examples):
+    write_examples(tmp_path / "examples.jsonl", schema)
+    tunesmith("init")
+    found = tunesmith("run", "recipe.yaml", *small_sets, "--until", "train", "--json")
+    data, trained = json.loads(found.stdout)["stages"]
+    assert data["facts"]["rows"] == {"train": 32, "validation": 4, "test": 4}
+    assert trained["facts"]["steps"] == 2
+
+
+def test_a_second_run_skips_every_stage(finished, small_sets):
+    _, call, stages = finished
+    again = json.loads(call("run", "recipe.yaml", *small_sets, "--json").stdout)["stages"]
+    assert [stage["reused"] for stage in again] == [True] * 4
+    assert [stage["sha256"] for stage in again] == [stage["sha256"] for stage in stages]
+
+
+def test_other_evaluate_settings_run_only_evaluate_and_later_again(finished, small_sets):
+    _, call, _ = finished
+    change = ["--set", "evaluate.max_answer_tokens=9"]
+    assert actions(call, *small_sets, *change) == {
+        "data": "reuse",
+        "train": "reuse",
+        "evaluate": "run",
+        "export": "run",
+    }
+    found = call("run", "recipe.yaml", *small_sets, *change, "--json")
+    stages = json.loads(found.stdout)["stages"]
+    assert [stage["reused"] for stage in stages] == [True, True, False, False]
+    assert "evaluate.max_answer_tokens was 8, is 9" in found.stderr
+
+
+def test_from_runs_a_stage_anew_without_touching_what_was_sealed(finished, small_sets):
+    _, call, stages = finished
+    found = call("run", "recipe.yaml", *small_sets, "--from", "evaluate", "--until", "evaluate")
+    assert "forced by --from" in found.stderr
+    old = stages[2]["directory"]
+    assert Path(f"{old}-2/manifest.json").is_file()
+    call("show", old, "--verify")
+
+
+def test_lineage_goes_from_the_export_up_to_the_users_file(finished):
+    _, call, stages = finished
+    text = call("show", stages[3]["directory"]).stdout
+    for word in ("evaluate", "train", "data", "examples.jsonl", "model"):
+        assert word in text
+    assert "(changed)" not in text
+    assert "(gone)" not in text
+
+
+def test_a_busy_port_is_named_before_anything_is_loaded(finished):
+    _, call, stages = finished
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        found = call("serve", stages[3]["directory"], "--set", f"port={port}", code=13)
+    assert str(port) in found.stderr
+    assert "fix:" in found.stderr
+
+
+def test_serve_answers_until_it_is_told_to_stop(finished):
+    folder, _, stages = finished
+    command = [PROGRAM, "serve", stages[3]["directory"], "--set", "port=0", "--json"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        lines = []
+        while not lines or lines[-1] != "}\n":
+            lines.append(server.stdout.readline())
+            assert lines[-1], server.communicate()
+        ready = json.loads("".join(lines))
+        health = ready["base_url"].removesuffix("/v1") + "/healthz"
+        with urllib.request.urlopen(health, timeout=30) as reply:
+            assert reply.status == 200
+        assert ready["model"] == "my-model"
+        server.send_signal(signal.SIGTERM)
+        _, errors = server.communicate(timeout=60)
+    assert server.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def start_training(folder: Path, *sets: str) -> subprocess.Popen[str]:
+    """A run that trains for long, returned once its first step is written."""
+    child = subprocess.Popen(
+        [PROGRAM, "run", "recipe.yaml", *sets, "--until", "train"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and child.poll() is None:
+        logs = list(folder.glob("runs/*/train-*/events.jsonl"))
+        if logs and '"step"' in logs[0].read_text():
+            return child
+        time.sleep(0.05)
+    child.kill()
+    pytest.fail(f"it did not start to train: {child.communicate()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_training_goes_on_where_it_was(
+    number, tunesmith, small_sets, tmp_path, write_examples
+):
+    write_examples(tmp_path / "examples.jsonl", "prompt", n=400)
+    tunesmith("init")
+    steps = ["--set", "train.max_steps=60", "--set", "train.epochs=60"]
+    every = ["--set", "train.checkpoint_every_steps=1"]
+    sets = [*small_sets, *steps, *every]
+    child = start_training(tmp_path, *sets)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=120)
+    if child.returncode == 0:
+        pytest.fail("it ended before it could be stopped")
+    if number == signal.SIGINT:
+        assert child.returncode == 130, errors
+        assert "saved" in errors
+        refused = tunesmith("train", "recipe.yaml", *sets, code=7)
+        assert "--resume" in refused.stderr
+    else:
+        assert child.returncode == -signal.SIGKILL
+    assert actions(tunesmith, *sets)["train"] == "resume"
+    found = tunesmith("train", "recipe.yaml", *sets, "--resume", "--json")
+    assert json.loads(found.stdout)["facts"]["steps"] == 60
+    if number == signal.SIGINT:
+        assert "going on after step" in found.stderr
+
+
+def test_a_missing_model_is_named(tunesmith, tmp_path, write_examples):
+    write_examples(tmp_path / "examples.jsonl", "chat")
+    tunesmith("init")
+    found = tunesmith("run", "recipe.yaml", "--set", "model.base=./no-such-model", code=5)
+    assert "no-such-model" in found.stderr
+    assert "fix:" in found.stderr
+    assert not list(tmp_path.glob("runs/*/train-*"))
+
+
+BAD = {
+    "empty": b"",
+    "truncated": b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "compl',
+    "not UTF-8": b'{"prompt": "caf\xe9", "completion": "b"}\n',
+    "wrong role": b'{"messages": [{"role": "robot", "content": "a"}]}\n',
+    "no answer": b'{"messages": [{"role": "user", "content": "a"}]}\n',
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD.keys())
+def test_a_wrong_file_is_named_and_nothing_is_half_made(content, tunesmith, tmp_path):
+    (tmp_path / "examples.jsonl").write_bytes(content)
+    tunesmith("init")
+    found = tunesmith("run", "recipe.yaml", code=3)
+    assert "examples.jsonl" in found.stderr
+    assert "fix:" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_full_disk_during_training_is_named_and_the_run_goes_on_later(
+    tunesmith, small_sets, tmp_path, write_examples
+):
+    write_examples(tmp_path / "examples.jsonl", "chat")
+    tunesmith("init")
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        found = tunesmith("run", "recipe.yaml", *small_sets, "--until", "train", code=8)
+        assert "the disk is full" in found.stderr
+        assert "Traceback" not in found.stderr
+        assert not list(disk.glob("*/train-*/manifest.json"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        tunesmith("run", "recipe.yaml", *small_sets, "--until", "train")
+        assert list(disk.glob("*/train-*/manifest.json"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,142 @@
+"""Computed memory: parameter counts as published, and the sum held against a measured run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.plan.memory import GIB, METHODS, SHAPES, Shape, largest_that_fits, needs, shape_of
+
+# From the models' safetensors files.
+PUBLISHED = {
+    "SmolLM2-135M": 134_515_008,
+    "SmolLM2-360M": 361_821_120,
+    "SmolLM2-1.7B": 1_711_376_384,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.2-3B": 3_212_749_824,
+}
+
+shapes = st.builds(
+    Shape,
+    layers=st.integers(1, 80),
+    hidden=st.integers(1, 64).map(lambda n: 64 * n),
+    feed_forward=st.integers(1, 300).map(lambda n: 64 * n),
+    heads=st.integers(1, 64),
+    key_heads=st.integers(1, 64),
+    head_dim=st.sampled_from([64, 128]),
+    vocabulary=st.integers(1_000, 200_000),
+    tied=st.booleans(),
+)
+methods = st.sampled_from(METHODS)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_of_the_published_weights(name):
+    assert SHAPES[name].parameters == PUBLISHED[name]
+
+
+def test_every_published_count_is_checked():
+    assert set(SHAPES) == set(PUBLISHED)
+
+
+def test_the_embedded_models_own_config_gives_the_named_shape():
+    from tunesmith.config import ModelConfig
+    from tunesmith.models.load import resolve_base
+
+    assert shape_of(resolve_base(ModelConfig()).dir) == SHAPES["SmolLM2-135M"]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_adapter_parameters_are_those_that_peft_makes():
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = Shape(2, 64, 96, 4, 2, 16, 100, tied=True)
+    config = LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=100,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    assert Shape.from_config(config.to_dict()) == shape
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained == shape.adapter_parameters(8)
+
+
+@given(shapes, methods, st.integers(16, 8_192))
+def test_more_tokens_never_need_less(shape, method, tokens):
+    less = needs(shape, method, micro_batch_tokens=tokens)
+    more = needs(shape, method, micro_batch_tokens=tokens + 1)
+    assert less.total < more.total
+    assert less.weights == more.weights
+
+
+@given(shapes)
+def test_lora_needs_less_than_full_and_bf16_less_than_fp32(shape):
+    lora_bf16, lora_fp32, full_bf16, full_fp32 = (needs(shape, m, rank=1).total for m in METHODS)
+    assert lora_bf16 < lora_fp32 < full_fp32
+    assert full_bf16 < full_fp32
+
+
+@given(st.integers(GIB // 2, 2_000 * GIB), methods)
+def test_the_largest_that_fits_does_fit(memory, method):
+    found = largest_that_fits(memory, method)
+    if found is not None:
+        assert needs(found, method).total <= memory
+
+
+@given(st.integers(GIB, 500 * GIB), methods)
+def test_more_memory_never_trains_a_smaller_model(memory, method):
+    small, large = largest_that_fits(memory, method), largest_that_fits(2 * memory, method)
+    assert (small.parameters if small else 0) <= (large.parameters if large else 0)
+
+
+def test_nothing_fits_into_nothing():
+    assert all(largest_that_fits(0, method) is None for method in METHODS)
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from tunesmith import pipeline
+from tunesmith.config import recipe_from
+folder = Path(sys.argv[1])
+rows = [{"prompt": f"{k}: " + "one two three " * 20, "completion": "four"} for k in range(40)]
+(folder / "rows.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+source = {"kind": "files", "train": str(folder / "rows.jsonl")}
+train = {"max_steps": 1, "batch_tokens": 1024, "sample_rows": 0, "precision": sys.argv[2]}
+recipe = recipe_from({"workspace": str(folder / "runs"), "data": {"source": source}, "train": train})
+facts = pipeline.run(recipe, until="train")[-1].artifact.facts
+print(facts["peak_rss_bytes"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "method"), [("bf16", METHODS[0]), ("fp32", METHODS[1])])
+def test_the_formula_is_near_a_measured_run(tmp_path, precision, method):
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), precision],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=True,
+    )
+    measured = int(found.stdout.splitlines()[-1])
+    computed = needs(SHAPES["SmolLM2-135M"], method).total
+    assert 0.6 < computed / measured < 1.7, f"{computed / GIB:.2f}, {measured / GIB:.2f} GiB"
