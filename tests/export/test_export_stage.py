@@ -17,13 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.engine import Generation
 from tunesmith.errors import (
-    ArtifactError,
-    ConfigError,
-    DataError,
     MissingError,
-    ModelError,
     ParityError,
-    StorageError,
     UsedDirectoryError,
 )
 from tunesmith.export import certify
@@ -33,7 +28,6 @@ from tunesmith.export.parity import refuse_below
 from tunesmith.export.reference import Reference, answer_logits
 from tunesmith.models.adapters import load_trained
 from tunesmith.models.chat import ChatRenderer
-from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.store import MANIFEST, Artifact, Run
 
 slow = pytest.mark.slow
@@ -306,106 +300,3 @@ def test_an_export_killed_at_any_time_seals_nothing_and_goes_on(bench, tmp_path,
     done = bench.export(place, resume=True, forms=["adapter", "merged", "gguf-f16"])
     Artifact.open(place).verify()
     assert not [name for name in done.artifact.files if ".part" in name or "scratch" in name]
-
-
-def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(
-    bench, tmp_path, monkeypatch
-):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _place: usage._replace(free=1_000_000))
-    with pytest.raises(StorageError, match=r"needs [\d,]+ bytes in .*, 1,000,000 are free"):
-        bench.export(tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"run.json", ".lock"}
-
-
-# -- wrong inputs --------------------------------------------------------------------------------
-
-
-def test_an_adapter_of_another_base_is_refused(make, bench, tmp_path):
-    other = make.tiny(tmp_path / "other", spread=0.4)
-    wrong = make.Workbench(tmp_path, other, bench.renderer, bench.dataset, bench.trained)
-    with pytest.raises(ModelError, match="was trained on another base model than other"):
-        wrong.export(tmp_path / "out")
-
-
-def test_a_run_of_another_chat_template_is_refused(make, bench, tmp_path):
-    trained = make.run(
-        tmp_path / "train", bench.base, bench.dataset, make.adapted(bench.base), "0" * 64
-    )
-    wrong = make.Workbench(tmp_path, bench.base, bench.renderer, bench.dataset, trained)
-    with pytest.raises(ModelError, match="chat renderer is not the one"):
-        wrong.export(tmp_path / "out")
-
-
-def test_a_damaged_adapter_is_refused(bench, make, tmp_path):
-    folder = shutil.copytree(bench.trained.dir, tmp_path / "train")
-    weights = folder / "adapter/adapter_model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-8:] = b"damaged!"
-    weights.write_bytes(content)
-    trained = Artifact.open(folder)
-    wrong = make.Workbench(tmp_path, bench.base, bench.renderer, bench.dataset, trained)
-    with pytest.raises(ArtifactError, match="is not the file that was sealed"):
-        wrong.export(tmp_path / "out")
-    assert not (tmp_path / "out" / MANIFEST).exists()
-
-
-@slow
-def test_all_weights_trained_export_without_an_adapter_and_refuse_one(make, bench, tmp_path):
-    model = load_model(bench.base, torch.float32)
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
-    trained = make.run(
-        tmp_path / "train", bench.base, bench.dataset, model, bench.renderer.fingerprint
-    )
-    full = make.Workbench(tmp_path, bench.base, bench.renderer, bench.dataset, trained)
-    with pytest.raises(ConfigError, match=r"holds `adapter`, but .* holds no adapter"):
-        full.export(tmp_path / "refused")
-    done = full.export(tmp_path / "out", forms=["merged"])
-    assert done.parity["merged"].greedy_agreement == 1.0
-    assert "Modelfile" not in done.artifact.files
-
-
-def test_a_dataset_without_held_out_rows_is_refused(make, bench, tmp_path):
-    folder = shutil.copytree(bench.dataset.dir, tmp_path / "data")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for split in ("test", "validation"):
-        (folder / f"{split}.jsonl").unlink()
-        del manifest["files"][f"{split}.jsonl"]
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    empty = make.Workbench(
-        tmp_path, bench.base, bench.renderer, Artifact.open(folder), bench.trained
-    )
-    with pytest.raises(DataError, match="neither test nor validation rows"):
-        empty.export(tmp_path / "out")
-
-
-def test_an_architecture_that_the_converter_does_not_know_is_refused_at_once(bench, tmp_path):
-    from tunesmith.export.convert import check_convertible
-
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["OddForCausalLM"]}))
-    with pytest.raises(ModelError, match=r"cannot be converted to GGUF[\s\S]*OddForCausalLM"):
-        check_convertible(tmp_path)
-
-
-def test_a_limit_that_no_form_uses_is_refused(bench, tmp_path):
-    with pytest.raises(ConfigError, match=r"export\.min_greedy_agreement_quantised"):
-        bench.export(tmp_path / "out", forms=["merged"], min_greedy_agreement_quantised=0.9)
-
-
-def test_a_form_named_twice_is_written_once(bench):
-    from tunesmith.export.plan import plan_export
-
-    recipe = bench.recipe(forms=["merged", "merged"])
-    assert list(plan_export(recipe, bench.dataset, bench.trained, None).limits) == ["merged"]
-
-
-def test_a_system_text_counts_only_when_all_rows_have_it(make, bench, tmp_path):
-    from tunesmith.export.plan import plan_export
-
-    without = make.dataset(tmp_path / "data", system=None)
-    recipe = bench.recipe(forms=["merged"])
-    assert plan_export(recipe, without, bench.trained, None).system is None
-    found = plan_export(recipe, bench.dataset, bench.trained, None).system
-    assert found == "Answer with one SQLite query."
-    assert load_tokenizer(bench.base).eos_token_id in bench.renderer.stop_ids

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from tunesmith.config import load_recipe
 
 pytestmark = pytest.mark.slow
 
+PROGRAM = Path(sys.executable).with_name("tunesmith")
 KEYS = {
     "seconds_total",
     "seconds_by_stage",
@@ -41,24 +45,29 @@ def left_running(folder: Path) -> list[str]:
     return found
 
 
-def test_the_demo_ends_with_a_summary_and_a_second_one_uses_everything_again(
-    tunesmith, small_sets, tmp_path
-):
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory, tunesmith_in, small_sets):
+    """A finished demo: its folder, its command line, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
     args = ["demo", *small_sets, "--set", "data.max_test_rows=8", "--set", "data.max_train_rows=40"]
-    first = tunesmith(*args)
-    assert left_running(tmp_path) == []
-    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
+    return folder, args, tunesmith_in(folder)(*args).stdout
+
+
+def test_the_demo_ends_with_a_summary_and_leaves_nothing_running(toured):
+    folder, _, printed = toured
+    assert left_running(folder) == []
+    summary = json.loads((folder / "runs/demo/summary.json").read_text())
     assert set(summary) == KEYS
-    assert set(summary["seconds_by_stage"]) == {
+    assert list(summary["seconds_by_stage"]) == [
         "doctor",
         "data",
         "train",
         "evaluate",
         "export",
         "serve",
-    }
+    ]
     assert summary["n_test"] == 8
-    assert set(summary["parity"]) == {"merged", "gguf-f16", "gguf-q8_0"} | set(summary["parity"])
+    assert set(summary["parity"]) >= {"merged", "gguf-f16", "gguf-q8_0"}
     for measured in summary["parity"].values():
         assert set(measured) == {"greedy_agreement", "mean_kl"}
     assert isinstance(summary["answer_sql"], str)
@@ -67,17 +76,46 @@ def test_the_demo_ends_with_a_summary_and_a_second_one_uses_everything_again(
     low, high = summary["gain_ci95"]
     assert low <= summary["gain_points"] <= high
     for word in ("processor", "<|im_start|>", "question", "what was made", "next:", "summary.json"):
-        assert word in first.stdout
+        assert word in printed
 
-    second = tunesmith(*args, "--json")
+
+def test_a_second_demo_uses_every_stage_again(toured, tunesmith_in):
+    folder, args, _ = toured
+    place = folder / "runs/demo/summary.json"
+    first = json.loads(place.read_text())
+    second = tunesmith_in(folder)(*args, "--json")
     again = json.loads(second.stdout)
-    assert again == json.loads((tmp_path / "runs/demo/summary.json").read_text())
+    assert again == json.loads(place.read_text())
     assert second.stderr.count("reused") == 4
     for stage in ("data", "train", "evaluate", "export"):
-        assert again["seconds_by_stage"][stage] == summary["seconds_by_stage"][stage]
+        assert again["seconds_by_stage"][stage] == first["seconds_by_stage"][stage]
     for key in ("base_accuracy", "tuned_accuracy", "parity", "train_tokens_per_second"):
-        assert again[key] == summary[key]
-    assert len(list((tmp_path / "runs/demo").glob("*-*"))) == 4
+        assert again[key] == first[key]
+    assert len(list((folder / "runs/demo").glob("*-*"))) == 4
+
+
+def test_keep_serving_answers_until_ctrl_c(toured):
+    folder, args, _ = toured
+    with subprocess.Popen(
+        [PROGRAM, *args, "--keep-serving"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    ) as child:
+        assert child.stdout is not None
+        line = ""
+        while not line.startswith("curl "):
+            line = child.stdout.readline()
+            assert line, "it ended before it served"
+        asked = subprocess.run(
+            line, shell=True, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert json.loads(asked.stdout)["choices"][0]["message"]["role"] == "assistant"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=60) == 0
+    assert left_running(folder) == []
 
 
 def test_the_demo_needs_no_network_by_its_recipe():

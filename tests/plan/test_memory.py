@@ -121,17 +121,20 @@ rows = [{"prompt": f"{k}: " + "one two three " * 20, "completion": "four"} for k
 (folder / "rows.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
 source = {"kind": "files", "train": str(folder / "rows.jsonl")}
 train = {"max_steps": 1, "batch_tokens": 1024, "sample_rows": 0, "precision": sys.argv[2]}
-recipe = recipe_from({"workspace": str(folder / "runs"), "data": {"source": source}, "train": train})
+train |= {"method": {"kind": sys.argv[3]}, "optimizer": {"learning_rate": 1e-5}}
+values = {"data": {"source": source}, "train": train, "export": {"forms": ["merged"]}}
+recipe = recipe_from({"workspace": str(folder / "runs"), **values})
 facts = pipeline.run(recipe, until="train")[-1].artifact.facts
 print(facts["peak_rss_bytes"])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "method"), [("bf16", METHODS[0]), ("fp32", METHODS[1])])
-def test_the_formula_is_near_a_measured_run(tmp_path, precision, method):
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_the_formula_is_near_a_measured_run(tmp_path, method):
+    precision = "bf16" if method.element_bytes == 2 else "fp32"
     found = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), precision],
+        [sys.executable, "-c", MEASURE, str(tmp_path), precision, method.kind],
         capture_output=True,
         text=True,
         timeout=500,
@@ -139,4 +142,4 @@ def test_the_formula_is_near_a_measured_run(tmp_path, precision, method):
     )
     measured = int(found.stdout.splitlines()[-1])
     computed = needs(SHAPES["SmolLM2-135M"], method).total
-    assert 0.6 < computed / measured < 1.7, f"{computed / GIB:.2f}, {measured / GIB:.2f} GiB"
+    assert 0.8 < computed / measured < 1.6, f"{computed / GIB:.2f}, {measured / GIB:.2f} GiB"

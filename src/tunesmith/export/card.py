@@ -47,15 +47,24 @@ def _plain(text: object) -> str:
 
 def _front_matter(plan: ExportPlan) -> str:
     licence, _ = licence_of(plan.base)
-    # JSON strings are YAML strings: no name of a user can end the front matter.
-    lines = ["---", f"base_model: {json.dumps(plan.base.name)}"]
+    lines = ["---", f"base_model: {_yaml(plan.base.name)}"]
     if licence:
-        lines.append(f"license: {json.dumps(licence)}")
+        lines.append(f"license: {_yaml(licence)}")
     library = "peft" if "merged" not in plan.limits and "adapter" in plan.limits else "transformers"
     lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
     method = plan.trained.facts.get("method", {}).get("kind")
-    lines += [f"- {json.dumps(tag)}" for tag in ("tunesmith", method) if tag]
+    lines += [f"- {_yaml(tag)}" for tag in ("tunesmith", method) if tag]
     return "\n".join([*lines, "---"])
+
+
+def _yaml(text: str) -> str:
+    """A double-quoted YAML string in ASCII: no name of a user can end the front matter."""
+    return '"' + "".join(map(_yaml_char, text)) + '"'
+
+
+def _yaml_char(char: str) -> str:
+    plain = char.isascii() and char.isprintable() and char not in '"\\'
+    return char if plain else f"\\U{ord(char):08x}"
 
 
 def _data(plan: ExportPlan) -> Iterator[str]:

@@ -26,8 +26,9 @@ __all__ = ["CLEAR_MARGIN_NATS", "FormParity", "Tally", "refuse_below"]
 
 CLEAR_MARGIN_NATS = 0.01
 """A position is clear when the reference's best token leads its second by more than this."""
-_LEAST_PROBABILITY = 1e-12
-"""Floor for the probability that is left beside the reported tokens: it is a rounded difference."""
+_REST_ERROR = 1e-6
+"""Added to the probability that the form leaves beside the reported tokens, which is a difference of
+rounded numbers: too large a rest can only make the divergence smaller, so it stays a lower bound."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Tally:
         p = np.take_along_axis(_log_softmax(reference), form.token_ids, axis=1)
         q = form.logprobs.astype(np.float64)
         rest_p = np.maximum(1 - np.exp(p).sum(axis=1), 0.0)
-        rest_q = np.maximum(1 - np.exp(q).sum(axis=1), _LEAST_PROBABILITY)
-        rest = rest_p * np.log(np.maximum(rest_p, _LEAST_PROBABILITY) / rest_q)
+        rest_q = np.maximum(1 - np.exp(q).sum(axis=1), 0.0) + _REST_ERROR
+        rest = rest_p * np.log(np.maximum(rest_p, np.finfo(np.float64).tiny) / rest_q)
         kl = (np.exp(p) * (p - q)).sum(axis=1) + rest
         self._add(reference, form.token_ids[:, 0], kl)
 

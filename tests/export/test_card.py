@@ -1,0 +1,107 @@
+"""The model card: the run's own figures, and no text of a user that breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from tunesmith.export.card import card
+from tunesmith.export.licences import licence_of
+from tunesmith.export.parity import FormParity
+from tunesmith.export.plan import plan_export
+from tunesmith.models.load import BaseModel
+from tunesmith.store import Run
+
+FACTS = {
+    "task": "sql_execution",
+    "n": 300,
+    "base": {"correct": 30, "accuracy": 0.1, "interval": [0.071, 0.139]},
+    "tuned": {"correct": 210, "accuracy": 0.7, "interval": [0.646, 0.749]},
+    "gain": {
+        "points": 60.0,
+        "interval_points": [54.3, 65.7],
+        "confidence": 0.95,
+        "method": "paired bootstrap, 10000 resamples, seed 0",
+    },
+    "mcnemar": {"won": 185, "lost": 5, "p_value": 1.5e-48},
+    "verdict": "better",
+    "warnings": ["3 answers were cut off"],
+}
+PARITY = FormParity(
+    form="gguf-q8_0",
+    greedy_agreement=0.98765,
+    clear_agreement=0.99,
+    mean_kl=0.0012345,
+    max_kl=0.5,
+    kl="lower bound: 64 most likely tokens, the others as one",
+    max_abs_dlogit=None,
+    same_answers=0.75,
+    positions=700,
+    clear_positions=690,
+    prompts=24,
+    limit=0.97,
+    renderer_fingerprint="f",
+    stops_checked=4,
+    engine="e",
+    sha256={},
+    seconds=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def plan(bench):
+    return plan_export(bench.recipe(forms=["merged"]), bench.dataset, bench.trained, None)
+
+
+def test_metrics_come_with_interval_and_n(plan, tmp_path):
+    with Run.open(tmp_path / "report", "evaluate", inputs={}) as at:
+        report = at.finish(FACTS)
+    text = card(dataclasses.replace(plan, report=report), {"gguf-q8_0": PARITY})
+    assert "| this model | 210 of 300 | 70.0 % | 64.6 to 74.9 % |" in text
+    assert "Gain: +60.0 points, 95 % interval +54.3 to +65.7" in text
+    assert "exact McNemar p = 1.5e-48. Verdict: better." in text
+    assert "- 3 answers were cut off" in text
+    assert "| 98.77 % | 97 % | at least 0.00123 |  | 75.0 % |" in text
+    assert "Not evaluated" not in text
+
+
+def test_without_a_report_no_figure_of_quality_is_claimed(plan):
+    text = card(plan, {"gguf-q8_0": PARITY})
+    assert "Not evaluated" in text
+    assert "Nothing is known about the quality of its answers" in text
+    assert "Gain" not in text
+
+
+@given(st.text(min_size=1))
+def test_no_name_can_break_the_front_matter_or_add_a_line(plan, name):
+    named = dataclasses.replace(plan, base=dataclasses.replace(plan.base, name=name))
+    text = card(named, {"gguf-q8_0": PARITY})
+    head = text.split("\n---\n", 1)[0].removeprefix("---\n")
+    values = YAML(typ="safe", pure=True).load(head)
+    assert values["base_model"] == name
+    plain = card(plan, {"gguf-q8_0": PARITY})
+    assert text.count("\n## ") == plain.count("\n## ")
+
+
+@pytest.mark.parametrize(
+    ("card_text", "licence"),
+    [
+        ("---\nlicense: mit\n---\n# x", "mit"),
+        ("---\ntags: [a]\nlicense: 'llama3.2'\n---\n", "llama3.2"),
+        ("---\nlicense: [a]\n---\n", ""),
+        ("license: mit\n", ""),
+        (None, ""),
+    ],
+)
+def test_a_licence_is_told_only_when_the_base_states_it(tmp_path, card_text, licence):
+    if card_text is not None:
+        (tmp_path / "README.md").write_text(card_text, encoding="utf-8")
+    assert licence_of(BaseModel("some/model", tmp_path, "0"))[0] == licence
+
+
+def test_the_embedded_bases_licence_is_known(tmp_path):
+    assert licence_of(BaseModel("SmolLM2-135M-Instruct", tmp_path, "0"))[0] == "apache-2.0"
