@@ -2,7 +2,7 @@
 
     python benchmarks/throughput/contestant.py NAME --rows FILE --validation FILE --steps N --out FOLDER
 
-NAME is `tunesmith`, `trl-defaults`, `trl-best` or a variant of `VARIANTS`. FILE holds JSON lines with
+NAME is `tunesmith` or one of `VARIANTS`. FILE holds JSON lines with
 `messages`. All start from the same weights and use LoRA r=16 alpha=32 on all linear layers, AdamW at
 1e-3 constant, and 8 rows a step (tunesmith: a 1,024-token budget, which holds about as many).
 The adapter lands in FOLDER; `run.py` measures every adapter's validation loss with the same code.

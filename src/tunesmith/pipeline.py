@@ -82,7 +82,8 @@ class Done:
 
     Attributes:
         reused: it was made by an earlier run.
-        seconds: wall time over all attempts; None when it was not measured.
+        seconds: wall time over all attempts but those that were killed or failed; None when it was not
+            measured.
         peak_rss_bytes: largest resident memory of the process up to the stage's end.
     """
 

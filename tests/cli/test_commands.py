@@ -171,6 +171,18 @@ def test_show_prints_facts_files_and_the_tree_up_to_the_raw_file(here, capsys):
     assert "report.json" in capsys.readouterr().err
 
 
+def test_keys_are_printed_once_and_kept_as_hashes(here, capsys):
+    assert call("serve", "keys", "new", "keys.txt", "alice") == 0
+    found = capsys.readouterr()
+    secret = found.out.strip()
+    assert secret
+    assert "only now" in found.err
+    assert secret not in (here / "keys.txt").read_text()
+    assert call("serve", "keys", "new", "keys.txt", "alice") == 2
+    assert call("serve", "keys", "remove", "keys.txt", "alice") == 0
+    assert call("serve", "keys", "remove", "keys.txt", "alice", "--json") == 5
+
+
 def test_doctor_as_json_has_machine_packages_and_capabilities(here, capsys):
     assert call("doctor", "--json", "--workspace", "w", "--port", "0") == 0
     found = json.loads(capsys.readouterr().out)

@@ -75,6 +75,25 @@ def test_from_runs_a_stage_anew_without_touching_what_was_sealed(finished, small
     call("show", old, "--verify")
 
 
+@pytest.mark.parametrize("command", ["data build", "train", "evaluate", "export"])
+def test_a_stage_command_uses_what_is_there(command, finished, small_sets):
+    _, call, _ = finished
+    found = call(*command.split(), "recipe.yaml", *small_sets)
+    assert "skipped (unchanged)" in found.stderr
+    assert "unchanged, skipped" in found.stdout
+    assert ("report.html" in found.stdout) == (command == "evaluate")
+
+
+def test_a_row_is_shown_as_the_model_sees_it(finished, small_sets):
+    _, call, _ = finished
+    sets = small_sets[:2]
+    text = call("data", "show", "recipe.yaml", *sets, "--row", "2").stdout
+    assert "* assistant" in text
+    shown = json.loads(call("data", "show", "examples.jsonl", *sets, "--json").stdout)
+    assert shown["counts"]["trained"] > 0
+    assert {token["role"] for token in shown["tokens"]} >= {"template", "user", "assistant"}
+
+
 def test_lineage_goes_from_the_export_up_to_the_users_file(finished):
     _, call, stages = finished
     text = call("show", stages[3]["directory"]).stdout

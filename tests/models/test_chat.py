@@ -111,3 +111,22 @@ def test_fingerprint_changes_with_one_character_of_the_template(tokenizer):
     assert changed != tokenizer.chat_template
     assert first == again
     assert ChatRenderer(with_template(tokenizer, changed)).fingerprint != first
+
+
+class Sealed:
+    """What `check_same` reads of an artifact."""
+
+    dir = "runs/x/train-1"
+    version = "0.0.9"
+
+    def __init__(self, facts):
+        self.facts = facts
+
+
+def test_a_changed_template_is_refused_with_the_tokens_that_differ(tokenizer):
+    sealed = Sealed(ChatRenderer(tokenizer).as_facts())
+    ChatRenderer(tokenizer).check_same(sealed)
+    changed = tokenizer.chat_template.replace("assistant named", "assistant, named")
+    with pytest.raises(ModelError) as caught:
+        ChatRenderer(with_template(tokenizer, changed)).check_same(sealed)
+    assert "+28 template ','" in caught.value.what

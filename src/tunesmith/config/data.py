@@ -66,7 +66,8 @@ class DataConfig(Settings):
     test_ratio: float = Field(0.1, gt=0, lt=0.5)
     """Share of the training rows held out for the test when no test file is given."""
     on_overlap: Literal["refuse", "drop_from_train"] = "refuse"
-    """What to do when a prompt of the validation or test rows also occurs in the training rows."""
+    """What to do when a prompt of the validation or test rows also occurs in the training rows, or one of the
+    test rows in the validation rows, which `drop_from_train` drops as well."""
     max_train_rows: int | None = Field(None, ge=1)
     """Keep this many training rows, drawn with the recipe's seed; all when not set."""
     max_test_rows: int | None = Field(None, ge=1)

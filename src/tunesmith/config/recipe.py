@@ -40,7 +40,7 @@ class Recipe(Settings):
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Where the value of a dotted key comes from: "recipe.yaml:12", "--set", or "default"."""
+        """Where the value of a dotted key comes from: "recipe.yaml:12", "--set seed", "Python", or "default"."""
         return self._origins.get(key, "default")
 
 

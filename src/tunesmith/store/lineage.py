@@ -18,7 +18,8 @@ class Ancestor:
 
     Attributes:
         parent: how the child names it.
-        state: "present", "changed" (its content is another now) or "gone".
+        state: "present", "changed" (its content is another now) or "gone"; a base model is not looked at
+            and always "present".
         artifact: the opened artifact, when it is one and present.
         ancestors: what it was made from.
     """
