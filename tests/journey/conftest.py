@@ -53,7 +53,7 @@ def small_sets(tiny_base) -> list[str]:
         "train.batch_tokens": 256,
         "train.micro_batch_tokens": 256,
         "train.precision": "fp32",
-        "train.sample_rows": 0,
+        "train.sample_rows": 1,
         "evaluate.max_answer_tokens": 8,
         "export.parity_prompts": 2,
         "export.parity_tokens": 4,

@@ -51,6 +51,15 @@ def test_a_second_run_skips_every_stage(finished, small_sets):
     assert [stage["sha256"] for stage in again] == [stage["sha256"] for stage in stages]
 
 
+@pytest.mark.parametrize("command", ["data build", "train", "evaluate", "export"])
+def test_a_stage_command_uses_what_is_there(command, finished, small_sets):
+    _, call, _ = finished
+    found = call(*command.split(), "recipe.yaml", *small_sets)
+    assert "skipped (unchanged)" in found.stderr
+    assert "unchanged, skipped" in found.stdout
+    assert ("report.html" in found.stdout) == (command == "evaluate")
+
+
 def test_other_evaluate_settings_run_only_evaluate_and_later_again(finished, small_sets):
     _, call, _ = finished
     change = ["--set", "evaluate.max_answer_tokens=9"]
@@ -73,15 +82,6 @@ def test_from_runs_a_stage_anew_without_touching_what_was_sealed(finished, small
     old = stages[2]["directory"]
     assert Path(f"{old}-2/manifest.json").is_file()
     call("show", old, "--verify")
-
-
-@pytest.mark.parametrize("command", ["data build", "train", "evaluate", "export"])
-def test_a_stage_command_uses_what_is_there(command, finished, small_sets):
-    _, call, _ = finished
-    found = call(*command.split(), "recipe.yaml", *small_sets)
-    assert "skipped (unchanged)" in found.stderr
-    assert "unchanged, skipped" in found.stdout
-    assert ("report.html" in found.stdout) == (command == "evaluate")
 
 
 def test_a_row_is_shown_as_the_model_sees_it(finished, small_sets):

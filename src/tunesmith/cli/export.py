@@ -15,7 +15,7 @@ __all__ = ["export"]
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same inputs.")
 @json_option
 def export(asked: Asked, resume: bool, as_json: bool) -> None:
-    """Write the model out, each form proved equal.
+    """Write the model out, each form checked against it.
 
     Writes the adapter, merged safetensors, GGUF files, a Modelfile and a model card. Every form
     answers the same prompts as the trained model; one that differs too much fails the export.

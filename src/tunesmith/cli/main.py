@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("tunesmith.cli.data:data", "Build a dataset, look at it, count it."),
     "train": ("tunesmith.cli.train:train", "Train on the recipe's dataset."),
     "evaluate": ("tunesmith.cli.evaluate:evaluate", "Compare the base and the tuned model."),
-    "export": ("tunesmith.cli.export:export", "Write the model out, each form proved equal."),
+    "export": ("tunesmith.cli.export:export", "Write the model out, each form checked against it."),
     "serve": ("tunesmith.cli.serve:serve", "Serve an exported model over HTTP."),
     "show": ("tunesmith.cli.show:show", "An artifact's facts, files and lineage."),
     "config": ("tunesmith.cli.config:config", "Every setting: its value, origin and meaning."),

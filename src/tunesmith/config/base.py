@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, field_validator
 
 __all__ = ["Settings", "unread_keys"]
 
@@ -21,6 +22,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     _read: set[str] = PrivateAttr(default_factory=set)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _strict(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse a scalar of another type where pydantic would convert it in silence.
+
+        Pydantic's own strict mode would also refuse lists for tuples, which is all YAML has. A
+        whole number for a `float` field stays allowed.
+        """
+        # bool is a subclass of int, so the exact type decides.
+        wanted, given = _scalars(cls.model_fields[info.field_name or ""].annotation), type(value)
+        wanted |= {int} if float in wanted else set()
+        if wanted and given in (bool, int, float, str) and given not in wanted:
+            names = " or ".join(sorted(_NAMES[kind] for kind in wanted))
+            raise ValueError(f"it must be {names}, not {_NAMES[given]}")
+        return value
+
     def __getattribute__(self, name: str) -> Any:
         """The attribute; a field's name is also noted as read."""
         value = super().__getattribute__(name)
@@ -29,6 +46,28 @@ class Settings(BaseModel):
             if private is not None:
                 private["_read"].add(name)
         return value
+
+
+_NAMES: dict[type, str] = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+}
+
+
+def _scalars(annotation: Any) -> set[type]:
+    """The scalar types that a field may hold; empty when it may hold anything else but None.
+
+    Texts and lists need no check here: pydantic converts nothing to them.
+    """
+    found: set[type] = set()
+    for kind in typing.get_args(annotation) or (annotation,):
+        if kind in (bool, int, float):
+            found.add(kind)
+        elif kind is not type(None):
+            return set()
+    return found
 
 
 def unread_keys(settings: Settings, prefix: str = "") -> Iterator[str]:

@@ -16,8 +16,8 @@ Form = Literal["adapter", "merged", "gguf-f16", "gguf-q8_0"]
 class ExportConfig(Settings):
     """Run to a sealed bundle."""
 
-    forms: tuple[Form, ...] = Field(("adapter", "merged", "gguf-f16", "gguf-q8_0"), min_length=1)
-    """What to write. `adapter` needs a run trained with an adapter method."""
+    forms: tuple[Form, ...] | None = Field(None, min_length=1)
+    """What to write; all when not set (`adapter` only after an adapter method)."""
     parity_prompts: int = Field(24, ge=1)
     """Test prompts on which every form is compared with base + adapter."""
     parity_tokens: int = Field(32, ge=1)

@@ -82,7 +82,7 @@ def plan_export(
         ModelError: another base or chat renderer than was trained with, or an architecture that
             cannot be converted.
     """
-    limits = _limits(recipe)
+    limits = _limits(recipe, with_adapter=has_adapter(trained))
     n_prompts, answer_tokens = recipe.export.parity_prompts, recipe.export.parity_tokens
     refuse_unread(recipe, "export")
     if "adapter" in limits and not has_adapter(trained):
@@ -117,14 +117,16 @@ def plan_export(
     )
 
 
-def _limits(recipe: Recipe) -> dict[Form, float]:
+def _limits(recipe: Recipe, *, with_adapter: bool) -> dict[Form, float]:
     """Each form's limit; a limit that no form uses is not read, so that setting it is refused."""
     config = recipe.export
+    every: tuple[Form, ...] = ("adapter", "merged", "gguf-f16", "gguf-q8_0")
+    forms = config.forms or (every if with_adapter else every[1:])
     return {
         form: config.min_greedy_agreement_quantised
         if form in QUANTISED
         else config.min_greedy_agreement
-        for form in dict.fromkeys(config.forms)
+        for form in dict.fromkeys(forms)
     }
 
 

@@ -70,21 +70,36 @@ def dequantised(gguf: Path) -> Artifact:
         StorageError: the cache cannot be written.
     """
     source, inputs, place = _cached(gguf)
+    whole = _whole(place)
+    if whole is not None:
+        return whole
+    lock = FileLock(place.with_name(f"{place.name}.lock"))
     with storage_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    # Two commands may need the model at once: the second waits for the first to make it.
-    with FileLock(place.with_name(f"{place.name}.lock")):
-        try:
-            artifact = Artifact.open(place, "model")
-            artifact.verify()
-            return artifact
-        except (ArtifactError, MissingError):
-            # The cache holds nothing of the user's: what is damaged or half-made is made anew.
-            shutil.rmtree(place, ignore_errors=True)
+        lock.acquire()
+    # Two commands may need the model at once: the second has waited for the first to make it.
+    try:
+        whole = _whole(place)
+        if whole is not None:
+            return whole
+        # The cache holds nothing of the user's: what is damaged or half-made is made anew.
+        shutil.rmtree(place, ignore_errors=True)
         with Run.open(place, "model", inputs=inputs, parents=[source]) as run:
             with storage_errors(place):
                 _write_dequantised(gguf, run)
             return run.finish({"name": NAME if gguf == embedded_gguf() else gguf.stem})
+    finally:
+        lock.release()
+
+
+def _whole(place: Path) -> Artifact | None:
+    """The sealed model with every hash right, or None."""
+    try:
+        artifact = Artifact.open(place, "model")
+        artifact.verify()
+    except (ArtifactError, MissingError):
+        return None
+    return artifact
 
 
 def already_dequantised(gguf: Path) -> Artifact | None:

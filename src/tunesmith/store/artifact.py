@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import ArtifactError, MissingError
+from tunesmith.errors import ArtifactError, MissingError, StorageError
 from tunesmith.store.files import sha256_of_file
 
 __all__ = ["MANIFEST", "Artifact", "FileEntry", "Parent"]
@@ -38,8 +38,19 @@ class Parent:
 
     @classmethod
     def file(cls, path: Path) -> Parent:
-        """A raw file as a parent, with the hash of its bytes now."""
-        return cls("file", str(path), sha256_of_file(path))
+        """A raw file as a parent, with the hash of its bytes now.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            return cls("file", str(path), sha256_of_file(path))
+        except PermissionError as error:
+            raise StorageError(
+                f"cannot read {path}",
+                why="you have no permission to read it",
+                fix="change its owner or mode",
+            ) from error
 
 
 @dataclass(frozen=True)

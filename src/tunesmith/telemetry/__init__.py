@@ -2,7 +2,7 @@
 
 from tunesmith.telemetry.events import EventLog, Recorder, read_events
 from tunesmith.telemetry.metrics import METRICS, Metric, metric
-from tunesmith.telemetry.progress import Bar, console, progress
+from tunesmith.telemetry.progress import Bar, console, progress, visible
 
 __all__ = [
     "METRICS",
@@ -14,4 +14,5 @@ __all__ = [
     "metric",
     "progress",
     "read_events",
+    "visible",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,14 +19,35 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Bar", "console", "progress"]
+__all__ = ["Bar", "console", "progress", "visible"]
 
 _SECONDS_BETWEEN_LINES = 15.0
+_STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_HARMLESS = frozenset("\n\t\u200c\u200d\u00ad")
 
 
 def console() -> Console:
     """The console that all progress and notes go to: stderr, so that stdout stays for results."""
     return Console(stderr=True, highlight=False)
+
+
+def visible(text: str) -> str:
+    """Text of a model or of a user, safe for a terminal: what would steer it is spelled out.
+
+    C0 and C1 controls but line feed and tab, and format characters (Unicode category Cf, such as
+    the ones that turn the direction of text or are not seen) become `\\x1b` or `\\u202e`. The
+    joiners U+200C and U+200D stay: emoji and several scripts are written with them.
+    """
+    return "".join(map(_visible_char, text))
+
+
+def _visible_char(char: str) -> str:
+    if char in _HARMLESS or unicodedata.category(char) not in _STEERING:
+        return char
+    code = ord(char)
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 @dataclass

@@ -66,7 +66,7 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar) -> No
                 raise InterruptedRun(
                     f"stopped by {stop.wanted} after step {session.step} of {plan.total_steps}; "
                     "everything so far is saved",
-                    fix="run the same command again with --resume to go on",
+                    fix="run the same command again to go on (`tunesmith train` wants --resume)",
                 )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from tunesmith.engine import Sampling
-from tunesmith.telemetry import Bar, Recorder
+from tunesmith.telemetry import Bar, Recorder, visible
 from tunesmith.train.packing import Row
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def show_samples(session: Session, recorder: Recorder, bar: Bar) -> None:
         wanted = plan.renderer.decode(reference)
         question = plan.renderer.decode(prompt).strip().splitlines()
         bar.print(
-            f"[dim]step {session.step}[/dim]  {escape(wanted)}\n   model: {escape(answer.text)}"
+            f"[dim]step {session.step}[/dim]  {escape(visible(wanted))}\n   model: {escape(visible(answer.text))}"
         )
         recorder.note(
             "sample", step=session.step, prompt=question, reference=wanted, answer=answer.text
