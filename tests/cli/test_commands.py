@@ -95,6 +95,9 @@ def test_schema_describes_the_recipe(capsys):
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
     assert schema["properties"]["seed"]["description"]
+    files = schema["$defs"]["FilesSource"]["properties"]
+    for split in ("train", "validation", "test"):
+        assert {choice["type"] for choice in files[split]["anyOf"]} == {"string", "array"}
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(here, capsys):
@@ -193,7 +196,11 @@ def test_doctor_as_json_has_machine_packages_and_capabilities(here, capsys):
     assert list(here.iterdir()) == []
 
 
-def test_doctor_for_people_names_each_model_and_method(here, capsys):
+@pytest.mark.parametrize("columns", [None, "80", "40"])
+def test_doctor_for_people_names_each_model_and_method(columns, here, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
     call("doctor", "--port", "0")
     text = capsys.readouterr().out
     for word in ("SmolLM2-135M", "LoRA r=16, bf16", "GiB", "processor", "largest that fits"):

@@ -84,6 +84,35 @@ def test_a_file_that_is_no_recipe_says_why(tmp_path, content, expected):
     assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.method.rank", "true"),
+        ("train.epochs", "true"),
+        ("train.epochs", '"2"'),
+        ("train.epochs", ".inf"),
+        ("data.max_train_rows", "5.0"),
+        ("seed", "2.0"),
+        ("train.fast", "1"),
+        ("train.fast", '"yes"'),
+        ("export.forms", "merged"),
+        ("data.source", "{kind: files, train: [3]}"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_not_converted(key, value):
+    assert f"--set {key}" in problems_of([], [f"{key}={value}"])
+
+
+def test_yaml_lists_are_taken_for_tuples_and_whole_numbers_for_floats():
+    sets = ["train.epochs=2", "export.forms=[merged]", "train.method.targets=[q_proj]"]
+    recipe = load_recipe([], [*sets, "data.source={kind: files, train: [a, b], test: c}"])
+    assert recipe.train.epochs == 2.0
+    assert recipe.export.forms == ("merged",)
+    assert recipe.train.method.targets == ("q_proj",)
+    assert [Path(p).name for p in recipe.data.source.train] == ["a", "b"]
+    assert [Path(p).name for p in recipe.data.source.test] == ["c"]
+
+
 def test_an_empty_file_changes_nothing(tmp_path):
     recipe = load_recipe([write(tmp_path, "r.yaml", "# nothing\n")])
     assert recipe.model_dump() == Recipe().model_dump()

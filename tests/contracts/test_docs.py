@@ -32,6 +32,7 @@ def command_lines(page: Path) -> list[str]:
     ]
     blocks += re.findall(r"`([^`\n]+)`", text)
     lines = [block.strip().removeprefix("$ ").split("  #")[0].strip() for block in blocks]
+    lines = [line.removeprefix(".venv/bin/") for line in lines]
     return [line for line in lines if re.match(r"(tunesmith|make) ", line) and "…" not in line]
 
 
@@ -72,6 +73,7 @@ def test_the_readme_has_the_two_commands():
     lines = command_lines(ROOT / "README.md")
     assert "make demo" in lines
     assert "make test" in lines
+    assert "tunesmith run recipe.yaml" in lines
 
 
 def test_nothing_committed_names_this_workplace_or_a_registry_host():

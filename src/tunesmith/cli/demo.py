@@ -16,9 +16,10 @@ import click
 from tunesmith.cli.options import json_option
 from tunesmith.cli.question import Answer, Question, ask, choose, execute
 from tunesmith.cli.screen import console, print_json, table, where
-from tunesmith.cli.serve import curl_line
+from tunesmith.cli.serve import curl_line, key_lines, log_requests
 from tunesmith.cli.stages import headline
 from tunesmith.errors import EnvironmentProblem, listed
+from tunesmith.telemetry import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,13 +175,15 @@ class _Tour:
         if question.database is None:
             return answer, None
         rows, note = execute(answer.text, question.database)
-        self._say(f"on {question.database.name}: {note}")
+        self._say(f"on {question.database.name}: {visible(note)}")
         for row in rows or ():
-            self._say("  " + " | ".join("NULL" if cell is None else str(cell) for cell in row))
+            cells = ("NULL" if cell is None else str(cell) for cell in row)
+            self._say(visible("  " + " | ".join(cells)))
         return answer, rows
 
     def _show_piece(self, text: str) -> None:
-        self.out.print(text, end="", markup=False, soft_wrap=True)
+        # A model may write anything: escape sequences would steer the terminal.
+        self.out.print(visible(text), end="", markup=False, soft_wrap=True)
 
     def _finish(
         self, seconds: float, answer: Answer, rows: list[list[Any]] | None
@@ -196,6 +199,7 @@ class _Tour:
         ) | {
             # Reused stages count with the time they took: the whole journey's, not this visit's.
             "seconds_total": round(time.monotonic() - self.began + sum(earlier), 3),
+            # Of the process that trains, judges and exports; the inference engine is a child.
             "peak_rss_bytes": max([*peaks, peak_rss_bytes()]),
             "answer_sql": answer.text,
             "answer_rows": rows,
@@ -220,8 +224,10 @@ class _Tour:
 
     def _keep(self, ready: Ready, question: Question, summary: Mapping[str, Any] | None) -> None:
         """Wait for Ctrl-C or SIGTERM while the gateway answers."""
-        self._say(f"\nserving at {ready.base_url} with the key {ready.key}; Ctrl-C stops it")
-        self._say(curl_line(ready, question.asked))
+        log_requests()
+        self._say(f"\nserving at {ready.base_url}; Ctrl-C stops it")
+        for line in (*key_lines(ready), curl_line(ready, question.asked)):
+            self._say(line)
         if summary is not None:
             print_json(summary)
         stop = threading.Event()
@@ -240,7 +246,11 @@ class _Tour:
 
 
 def summarise(facts: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The part of `summary.json` that stages' facts hold."""
+    """The part of `summary.json` that stages' facts hold.
+
+    `peak_rss_bytes` is the largest resident memory of the processes that ran the stages, without
+    that of their children, such as the inference engine.
+    """
     found, parity = facts["evaluate"], facts["export"]["parity"]
     return {
         "seconds_total": 0.0,

@@ -137,5 +137,10 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    is_free = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, highlight=False, width=_WIDTH_OF_A_PIPE if is_free else None)
+    if stream.isatty():
+        return Console(stderr=stderr, highlight=False)
+    # COLUMNS may be exported by a shell and then tells of the terminal, not of this pipe: it can
+    # only make the pipe wider.
+    columns = os.environ.get("COLUMNS", "")
+    width = max(_WIDTH_OF_A_PIPE, int(columns) if columns.isdecimal() else 0)
+    return Console(stderr=stderr, highlight=False, width=width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from tunesmith.serve import Ready
     from tunesmith.store import Artifact
 
-__all__ = ["curl_line", "serve"]
+__all__ = ["curl_line", "key_lines", "log_requests", "serve"]
+
+KEY_VARIABLE = "TUNESMITH_API_KEY"
 
 
 @click.command
@@ -27,7 +30,8 @@ def serve(asked: Asked, as_json: bool) -> None:
 
     For OpenAI's clients. RECIPE is a recipe whose export is made, or an export's folder. Paths: /v1/models,
     /v1/chat/completions, /healthz, /readyz, /metrics. A key is generated and printed once, unless
-    serve.keys_path names a file made by `tunesmith serve keys new`. Ctrl-C stops it.
+    serve.keys_path names a file made by `tunesmith serve keys new`. Stderr gets a line for each
+    request, without texts or keys. Ctrl-C stops it.
 
     \b
     Examples:
@@ -39,6 +43,7 @@ def serve(asked: Asked, as_json: bool) -> None:
     from tunesmith import serve as room
 
     recipe, bundle = _resolve(asked)
+    log_requests()
     room.run(recipe, bundle, on_ready=_say_ready_json if as_json else _say_ready)
 
 
@@ -59,8 +64,8 @@ def _say_ready(ready: Ready) -> None:
         note(f"warning: {warning}")
     note(f"serving {ready.model!r} after {ready.start_seconds:.1f} s; Ctrl-C stops it")
     click.echo(f"base url   {ready.base_url}")
-    if ready.key is not None:
-        click.echo(f"key        {ready.key}   (shown only now)")
+    for line in key_lines(ready):
+        click.echo(line)
     click.echo(curl_line(ready))
 
 
@@ -76,13 +81,33 @@ def _say_ready_json(ready: Ready) -> None:
     )
 
 
+def log_requests() -> None:
+    """Send the gateway's log to stderr: a line a request, with neither texts nor keys."""
+    log = logging.getLogger("tunesmith.serve")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    # Other handlers of the root logger would print each line twice.
+    log.propagate = False
+
+
+def key_lines(ready: Ready) -> list[str]:
+    """The shell command that sets the key for `curl_line`; a generated key is in it."""
+    if ready.key is None:
+        return [f"export {KEY_VARIABLE}=...   (one of the keys in serve.keys_path)"]
+    return ["the key is shown only now:", f"export {KEY_VARIABLE}={ready.key}"]
+
+
 def curl_line(ready: Ready, question: str = "Hello") -> str:
-    """A command that asks the gateway, to be copied."""
+    """A command that asks the gateway, to be copied. The key stays in the environment: a command's
+    arguments can be seen by every user of a machine, and a shell keeps them in its history."""
     body = json.dumps(
         {"model": ready.model, "messages": [{"role": "user", "content": question}]},
         ensure_ascii=False,
     ).replace("'", "'\\''")
     return (
         f"curl -s {ready.base_url}/chat/completions -H 'Content-Type: application/json' "
-        f"-H 'Authorization: Bearer {ready.key or 'YOUR_KEY'}' -d '{body}'"
+        f"-H \"Authorization: Bearer ${KEY_VARIABLE}\" -d '{body}'"
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 __all__ = ["Settings", "unread_keys"]
 
@@ -19,24 +18,16 @@ class Settings(BaseModel):
     user set and that nothing read would otherwise be a silent no-op.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # Strict: `true` is no 1 and "2" is no 2. Whole numbers still count for `float`; fields of tuples
+    # set strict=False, since a list is all that YAML has for them (their items stay strict).
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
     _read: set[str] = PrivateAttr(default_factory=set)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _strict(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse a scalar of another type where pydantic would convert it in silence.
-
-        Pydantic's own strict mode would also refuse lists for tuples, which is all YAML has. A
-        whole number for a `float` field stays allowed.
-        """
-        # bool is a subclass of int, so the exact type decides.
-        wanted, given = _scalars(cls.model_fields[info.field_name or ""].annotation), type(value)
-        wanted |= {int} if float in wanted else set()
-        if wanted and given in (bool, int, float, str) and given not in wanted:
-            names = " or ".join(sorted(_NAMES[kind] for kind in wanted))
-            raise ValueError(f"it must be {names}, not {_NAMES[given]}")
-        return value
 
     def __getattribute__(self, name: str) -> Any:
         """The attribute; a field's name is also noted as read."""
@@ -46,28 +37,6 @@ class Settings(BaseModel):
             if private is not None:
                 private["_read"].add(name)
         return value
-
-
-_NAMES: dict[type, str] = {
-    bool: "true or false",
-    float: "a number",
-    int: "a whole number",
-    str: "a text",
-}
-
-
-def _scalars(annotation: Any) -> set[type]:
-    """The scalar types that a field may hold; empty when it may hold anything else but None.
-
-    Texts and lists need no check here: pydantic converts nothing to them.
-    """
-    found: set[type] = set()
-    for kind in typing.get_args(annotation) or (annotation,):
-        if kind in (bool, int, float):
-            found.add(kind)
-        elif kind is not type(None):
-            return set()
-    return found
 
 
 def unread_keys(settings: Settings, prefix: str = "") -> Iterator[str]:

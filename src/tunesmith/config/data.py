@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, Strict
 
 from tunesmith.config.base import Settings
 
 __all__ = ["DataConfig", "FieldMapping", "FilesSource", "SampleSource"]
 
 JsonScalar = bool | int | float | str | None
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Paths = Annotated[
+    tuple[str, ...],
+    Strict(False),
+    BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...]),
+]
+"""Files: a list of them, or a single one."""
 
 
 class SampleSource(Settings):
@@ -25,17 +37,12 @@ class FilesSource(Settings):
     """The user's own JSONL or JSON files."""
 
     kind: Literal["files"]
-    train: tuple[str, ...] = Field(min_length=1, json_schema_extra={"path": "always"})
+    train: Paths = Field(min_length=1, json_schema_extra={"path": "always"})
     """Files with the training rows; relative to the recipe that names them."""
-    validation: tuple[str, ...] = Field((), json_schema_extra={"path": "always"})
+    validation: Paths = Field((), json_schema_extra={"path": "always"})
     """Files with validation rows. Without them, `validation_ratio` of the training rows is held out."""
-    test: tuple[str, ...] = Field((), json_schema_extra={"path": "always"})
+    test: Paths = Field((), json_schema_extra={"path": "always"})
     """Files with test rows. Without them, `test_ratio` of the training rows is held out."""
-
-    @field_validator("train", "validation", "test", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
 
 class FieldMapping(Settings):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from tunesmith.config.base import Settings
 
@@ -16,7 +16,7 @@ Form = Literal["adapter", "merged", "gguf-f16", "gguf-q8_0"]
 class ExportConfig(Settings):
     """Run to a sealed bundle."""
 
-    forms: tuple[Form, ...] | None = Field(None, min_length=1)
+    forms: Annotated[tuple[Form, ...], Strict(False)] | None = Field(None, min_length=1)
     """What to write; all when not set (`adapter` only after an adapter method)."""
     parity_prompts: int = Field(24, ge=1)
     """Test prompts on which every form is compared with base + adapter."""

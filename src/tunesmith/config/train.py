@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from tunesmith.config.base import Settings
 
@@ -25,7 +25,7 @@ class LoraMethod(Settings):
     """Rank of each adapter: more learns more and costs more memory."""
     alpha: float = Field(32.0, gt=0)
     """Scale: an adapter's output is multiplied by alpha / rank."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Strict(False)] = "all-linear"
     """Linear layers that get an adapter, by the last part of their names; `all-linear` is all but the head."""
 
 

