@@ -98,8 +98,11 @@ def write(results: list[dict], steps: int) -> None:
         "",
         f"`python benchmarks/throughput/run.py --steps {steps}`: LoRA r=16 on all linear layers of",
         "SmolLM2-135M-Instruct, GeoQuery's rows, AdamW at a constant 1e-3, 8 rows a step (tunesmith: a budget of",
-        "1,024 tokens a step). tokens/s counts tokens without padding, after two warm-up steps; the loss is",
-        "that of the 49 dev rows after the run, measured for every adapter by the same code in fp32.",
+        "1,024 positions a step, which holds more rows because the 24 tokens that all rows begin with are computed",
+        "once for each micro batch; they count in every row). tokens/s counts the tokens of rows, without padding, after",
+        "two warm-up steps; the loss is that of the 49 dev rows after the run, measured for every adapter by the same",
+        "code in fp32: after as many steps, so after more rows for tunesmith. `wrapped` packing lets rows see their",
+        "neighbours.",
         "",
         f"{cpu()}, {os.cpu_count()} cores; torch {version('torch')}, transformers {version('transformers')}, "
         f"peft {version('peft')}, trl {version('trl')}.",
