@@ -34,7 +34,7 @@ _TITLES = {
     "data": "data: raw rows to a sealed dataset",
     "train": "train: dataset and base model to an adapter",
     "evaluate": "evaluate: base against tuned on held-out questions",
-    "export": "export: every form proved to be the model that was judged",
+    "export": "export: every form checked against the model that was judged",
 }
 
 
