@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith.config import Recipe, refuse_unread
+from tunesmith.config import FORMS, Recipe, refuse_unread
 from tunesmith.errors import (
     ArtifactError,
     ConfigError,
@@ -51,8 +51,6 @@ COMMANDS: Mapping[Stage, str] = {
 }
 FORMATS: Mapping[Stage, int] = {"data": 1, "train": 1, "evaluate": 1, "export": 1}
 """Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
-
-FORMS = ("adapter", "merged", "gguf-f16", "gguf-q8_0")
 
 TIMING = "scratch/timing.json"
 """Seconds and memory of a stage: measured around it, so outside of what it seals."""

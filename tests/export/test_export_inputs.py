@@ -75,10 +75,12 @@ def test_all_weights_trained_export_without_an_adapter_and_refuse_one(make, benc
     )
     full = make.Workbench(tmp_path, bench.base, bench.renderer, bench.dataset, trained)
     with pytest.raises(ConfigError, match=r"holds `adapter`, but .* holds no adapter"):
-        full.export(tmp_path / "refused")
+        full.export(tmp_path / "refused", forms=["adapter", "merged"])
     done = full.export(tmp_path / "out", forms=["merged"])
     assert done.parity["merged"].greedy_agreement == 1.0
     assert "Modelfile" not in done.artifact.files
+    every = full.export(tmp_path / "every", min_greedy_agreement_quantised=0.5)
+    assert set(every.parity) == {"merged", "gguf-f16", "gguf-q8_0"}
 
 
 def test_a_dataset_without_held_out_rows_is_refused(make, bench, tmp_path):

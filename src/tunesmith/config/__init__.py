@@ -3,7 +3,7 @@
 from tunesmith.config.base import Settings
 from tunesmith.config.data import DataConfig, FieldMapping, FilesSource, SampleSource
 from tunesmith.config.evaluate import EvaluateConfig, ExactMatchTask, SqlExecutionTask
-from tunesmith.config.export import ExportConfig, Form
+from tunesmith.config.export import FORMS, ExportConfig, Form
 from tunesmith.config.load import Value, explain, load_recipe, recipe_from
 from tunesmith.config.model import ModelConfig
 from tunesmith.config.recipe import Recipe, refuse_unread
@@ -17,6 +17,7 @@ from tunesmith.config.train import (
 )
 
 __all__ = [
+    "FORMS",
     "DataConfig",
     "EvaluateConfig",
     "ExactMatchTask",

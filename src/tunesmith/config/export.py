@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, Strict
 
 from tunesmith.config.base import Settings
 
-__all__ = ["ExportConfig", "Form"]
+__all__ = ["FORMS", "ExportConfig", "Form"]
 
 Form = Literal["adapter", "merged", "gguf-f16", "gguf-q8_0"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class ExportConfig(Settings):

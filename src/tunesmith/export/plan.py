@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import Form, Recipe, refuse_unread
+from tunesmith.config import FORMS, Form, Recipe, refuse_unread
 from tunesmith.errors import ConfigError, DataError, StorageError
 from tunesmith.export.convert import check_convertible
 from tunesmith.export.weights import stored_tensors
@@ -120,8 +120,8 @@ def plan_export(
 def _limits(recipe: Recipe, *, with_adapter: bool) -> dict[Form, float]:
     """Each form's limit; a limit that no form uses is not read, so that setting it is refused."""
     config = recipe.export
-    every: tuple[Form, ...] = ("adapter", "merged", "gguf-f16", "gguf-q8_0")
-    forms = config.forms or (every if with_adapter else every[1:])
+    possible = [form for form in FORMS if with_adapter or form != "adapter"]
+    forms = config.forms or possible
     return {
         form: config.min_greedy_agreement_quantised
         if form in QUANTISED
