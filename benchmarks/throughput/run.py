@@ -102,7 +102,7 @@ def write(results: list[dict], steps: int) -> None:
         "once for each micro batch; they count in every row). tokens/s counts the tokens of rows, without padding, after",
         "two warm-up steps; the loss is that of the 49 dev rows after the run, measured for every adapter by the same",
         "code in fp32: after as many steps, so after more rows for tunesmith. `wrapped` packing lets rows see their",
-        "neighbours.",
+        "neighbours. One run each, not medians.",
         "",
         f"{cpu()}, {os.cpu_count()} cores; torch {version('torch')}, transformers {version('transformers')}, "
         f"peft {version('peft')}, trl {version('trl')}.",

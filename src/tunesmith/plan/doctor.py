@@ -174,7 +174,7 @@ def _storage_problems(machine: Machine, workspace: Path) -> Iterator[Problem]:
         yield Problem(
             f"{machine.disk_free_bytes / GIB:.1f} GiB are free where {workspace} lies; "
             f"{LEAST_DISK_BYTES / GIB:.0f} GiB are needed",
-            "free some space, or choose another disk: --set workspace=/path/on/a/larger/disk",
+            "free some space, or choose a larger disk: --workspace DIR here, --set workspace=DIR for a recipe",
             needed=True,
         )
     try:
