@@ -209,3 +209,68 @@ def test_a_conversation_with_tools_keeps_its_order(lines):
     _, rows, problems = converted(lines("a.jsonl", [good]))
     assert problems == []
     assert [turn["role"] for turn in rows[0].messages] == ["user", "assistant", "tool", "assistant"]
+
+
+def pair(prompt, chosen, rejected, **others):
+    return {
+        "prompt": [{"role": role, "content": content} for role, content in prompt],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        **others,
+    }
+
+
+@given(turns=st.lists(words, min_size=1, max_size=3), answers=st.tuples(words, words), meta=metas)
+@settings(max_examples=40, deadline=None)
+def test_a_pair_read_written_and_read_again_is_the_same(tmp_path_factory, turns, answers, meta):
+    said = [("user", turns[0])]
+    for turn in turns[1:]:
+        said += [("assistant", turn), ("user", turn)]
+    given_row = pair(said, "good " + answers[0], "bad " + answers[1])
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "a.jsonl").write_text(json.dumps({**meta, **given_row}) + "\n", encoding="utf-8")
+    schema, (row,), problems = converted(folder / "a.jsonl")
+    assert (schema, problems) == ("preference", [])
+    assert json.loads(row.text) == {**given_row, "meta": meta}
+    assert list(row.messages) == [*given_row["prompt"], *given_row["chosen"]]
+    assert list(row.rejected) == given_row["rejected"]
+    (folder / "b.jsonl").write_bytes(f"{row.text}\n".encode())
+    _, (again,), problems = converted(folder / "b.jsonl")
+    assert problems == []
+    assert again.text == row.text
+
+
+def test_a_system_message_stands_once_before_the_prompt_of_a_pair(lines):
+    _, (row,), _ = converted(lines("a.jsonl", [pair([("user", "q")], "a", "b")]), system="be brief")
+    assert [turn["role"] for turn in json.loads(row.text)["prompt"]] == ["system", "user"]
+    assert row.messages[0]["content"] == "be brief"
+
+
+ASKED = [("user", "q")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (pair(ASKED, "same", " same\n"), "chosen and rejected are the same answer"),
+        (pair(ASKED, "a", " "), "rejected[0].content: empty"),
+        (pair([("assistant", "q")], "a", "b"), "prompt[0].role: 'assistant' as the first turn"),
+        (pair([*ASKED, ("assistant", "x")], "a", "b"), "chosen[0].role: 'assistant' after"),
+        (
+            {**pair(ASKED, "a", "b"), "rejected": [{"role": "user", "content": "b"}]},
+            "rejected[0].role: 'user' after 'user'",
+        ),
+        ({**pair(ASKED, "a", "b"), "chosen": []}, "chosen: not a list with at least one message"),
+        ({**pair(ASKED, "a", "b"), "prompt": "q"}, "prompt: not a list with at least one message"),
+        (
+            {**pair(ASKED, "a", "b"), "chosen": [*pair(ASKED, "a", "b")["chosen"]] * 2},
+            "chosen: 2 turns",
+        ),
+        ({"prompt": [], "chosen": []}, "the field 'rejected' is missing (a preference row"),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_named_with_its_line(lines, row, expected):
+    _, rows, problems = converted(lines("a.jsonl", [pair(ASKED, "a", "b"), row]))
+    assert len(rows) == 1
+    assert any(line.split(":", 1)[1].startswith("2: ") for line in problems)
+    assert any(expected in line for line in problems), problems

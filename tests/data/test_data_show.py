@@ -135,3 +135,23 @@ def test_what_cannot_be_shown_is_a_clear_error(lines, seal, tmp_path):
     (sealed.dir / "test.jsonl").write_text("changed", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"test\.jsonl is not the file that was sealed"):
         data.find_row(sealed.dir, split="test")
+
+
+def test_a_pair_shows_both_answers_and_no_turn_of_its_prompt_is_trained(lines, renderer):
+    said = ("one?", "1", "two?")
+    roles = ("user", "assistant", "user")
+    prompt = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    answers = {
+        name: [{"role": "assistant", "content": text}]
+        for name, text in (("chosen", "2"), ("rejected", "five"))
+    }
+    path = lines("pairs.jsonl", [{"prompt": prompt, **answers}])
+    shown = data.show(data.find_row(path), renderer)
+    assert shown.rejected is not None
+    for one, text in ((shown, "2"), (shown.rejected, "five")):
+        learned = "".join(token.text for token in one.tokens if token.trained)
+        assert learned == f"{text}<|im_end|>"
+    assert shown.where.endswith(":1, chosen")
+    assert shown.as_dict()["rejected"]["row"].endswith(":1, rejected")
+    assert ", rejected" in shown.plain()
+    assert ", rejected" in shown.rich().plain

@@ -315,3 +315,14 @@ def test_a_sealed_row_is_what_was_read(seal, lines, rows_of):
     assert {n: r["messages"][0]["content"] for n, r in found.items()} == {
         row["id"]: row["question"] for row in rows
     }
+
+
+def test_pairs_and_single_answers_in_one_dataset_are_refused_with_their_files(seal, tmp_path):
+    turn = [{"role": "user", "content": "q"}]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": turn, **answers}) + "\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
+    named = {"train": tmp_path / "pairs.jsonl", "validation": tmp_path / "rows.jsonl"}
+    with pytest.raises(DataError, match="pairs beside files of another kind") as refusal:
+        seal(files(**named))
+    assert "rows.jsonl: prompt-completion rows beside" in str(refusal.value)

@@ -153,3 +153,13 @@ def test_a_card_names_no_hub_model_for_a_base_from_a_folder(plan):
     assert "HuggingFaceTB" not in text
     assert "Q4_1" not in text
     assert 'from_pretrained("path/to/SmolLM2-135M-Instruct")' in text
+
+
+def test_a_quantised_training_base_is_said_with_the_loss_on_the_original(plan):
+    base = {"kind": "nf4", "block": 64, "double_quant": True, "validation_loss_on_original": 1.25}
+    assert "is put on" not in card(plan, {"gguf-q8_0": PARITY})
+    facts = {**plan.trained.facts, "quantised_base": base}
+    trained = dataclasses.replace(plan.trained, facts=facts)
+    text = card(dataclasses.replace(plan, trained=trained), {"gguf-q8_0": PARITY})
+    assert "trained on a base in nf4 (blocks of 64)" in text
+    assert "Validation loss there: 1.25 nats." in text

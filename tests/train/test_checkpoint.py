@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+
+import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.config import OptimizerConfig
-from tunesmith.train import checkpoint
+from tunesmith.errors import ConfigError, StorageError
+from tunesmith.store import failpoints
+from tunesmith.train import checkpoint, randomness
+from tunesmith.train.identity import refuse_another
 from tunesmith.train.schedule import learning_rate
 
 TENSORS = {"a": torch.arange(6.0), "random_state": torch.zeros(4, dtype=torch.uint8)}
@@ -45,6 +52,93 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caps
 def test_no_checkpoint_is_none_and_a_half_written_one_is_not_seen(tmp_path):
     (tmp_path / ".step-00000003.part").mkdir()
     assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_changed_fact_is_damage_too(tmp_path, capsys):
+    checkpoint.save(tmp_path, 1, TENSORS, {"tokens": 3})
+    seal = checkpoint.save(tmp_path, 2, TENSORS, {"tokens": 3}) / "checkpoint.json"
+    seal.write_text(seal.read_text().replace('"tokens": 3', '"tokens": 4'))
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "checkpoint.json is not what was written" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_half_written(tmp_path):
+    checkpoint.save(tmp_path, 1, TENSORS, {})
+    for name in ("checkpoint-begin", "checkpoint-state", "checkpoint-seal"):
+        failpoints.arm(f"{name}=enospc")
+        with pytest.raises(StorageError) as caught:
+            checkpoint.save(tmp_path, 2, TENSORS, {})
+        assert "the disk is full" in caught.value.why
+        assert "step-00000002" in caught.value.what
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_full_small_disk_leaves_the_checkpoint_before(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    tensors = {"a": torch.arange(40_000, dtype=torch.float32)}
+    try:
+        checkpoint.save(disk, 1, tensors, {})
+        with pytest.raises(StorageError, match="step-00000002") as caught:
+            checkpoint.save(disk, 2, tensors, {})
+        assert "the disk is full" in caught.value.why
+        assert [p.name for p in disk.iterdir()] == ["step-00000001"]
+        found = checkpoint.latest(disk)
+        assert found is not None
+        assert torch.equal(found.tensors["a"], tensors["a"])
+        del found  # it maps the file
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("best", [1, 3, 10, None])
+def test_prune_keeps_the_best_beside_the_newest(tmp_path, best):
+    for step in (1, 2, 3, 10):
+        checkpoint.save(tmp_path, step, TENSORS, {})
+    checkpoint.prune(tmp_path, 2, best)
+    kept = sorted({3, 10} | ({best} if best else set()))
+    assert [int(p.name[-8:]) for p in sorted(tmp_path.iterdir())] == kept
+    one = checkpoint.at_step(tmp_path, 10)
+    assert one is not None
+    assert one.step == 10
+    assert checkpoint.at_step(tmp_path, 2) is None
+
+
+def test_random_state_comes_back_to_the_bit():
+    random.seed(3)
+    random.gauss(0, 1)  # leaves a second draw waiting
+    numpy.random.seed(4)
+    numpy.random.normal()
+    torch.manual_seed(5)
+    state = randomness.capture()
+
+    def draw() -> list[float]:
+        here = [random.gauss(0, 1), random.random(), *numpy.random.normal(size=3)]
+        return [*here, *torch.rand(3).tolist()]
+
+    first = draw()
+    assert draw() != first
+    randomness.restore(state)
+    assert draw() == first
+
+
+def test_another_runs_checkpoint_is_refused_with_all_that_differs():
+    saved = {"rows": "a" * 64, "seed": 0, "train.optimizer.learning_rate": 0.1}
+    now = {"rows": "b" * 64, "seed": 0, "train.optimizer.learning_rate": 0.2}
+    refuse_another(saved, saved, "here")
+    with pytest.raises(ConfigError) as caught:
+        refuse_another(saved, now, "here")
+    assert "rows: aaaaaaaaaaaa then, bbbbbbbbbbbb now" in caught.value.what
+    assert "learning_rate: 0.1 then, 0.2 now" in caught.value.what
+    assert "seed" not in caught.value.what
 
 
 def test_prune_keeps_the_newest(tmp_path):

@@ -77,13 +77,13 @@ def test_weights_that_changed_place_are_refused_instead_of_ignored():
         fast.train_microbatch(model, tiny.one_batch(tiny.some_rows()), 10.0)
 
 
-def test_a_model_whose_weights_are_all_trained_runs_plain():
+def test_a_model_whose_weights_are_all_trained_is_only_packed():
     model = tiny.base_model("Llama").train().requires_grad_(True)
     batch = tiny.one_batch(tiny.some_rows())
     loss, _ = fast.train_microbatch(model, batch, 10.0)
     grads = tiny.adapter_grads(model)
     report = fast.apply(model)
-    assert not report.fast
+    assert report.fast == {"packed_attention": 2}
     assert fast.train_microbatch(model, batch, 10.0)[0] == pytest.approx(loss, rel=1e-6)
     tiny.assert_same_grads(grads, tiny.adapter_grads(model))
 
@@ -94,3 +94,11 @@ def test_the_report_names_the_module_that_runs_plain():
     assert report.plain["mlp_block: layers.0"] == "activation gelu"
     assert report.fast["lora_linear"] == 6
     assert any("layers.1: plain, activation gelu" in line for line in report.lines())
+
+
+def test_many_modules_that_run_plain_for_one_reason_share_one_line():
+    model = tiny.adapted(tiny.base_model("Qwen3", head_dim=8, num_hidden_layers=5))
+    lines = fast.apply(model).lines()
+    assert "packed_attention: fast in 5 modules" in lines
+    (plain,) = [line for line in lines if "plain" in line]
+    assert "5 modules, layers.0 to layers.4: plain, queries and keys are normed" in plain

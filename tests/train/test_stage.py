@@ -180,7 +180,8 @@ def test_unknown_target_is_refused_with_the_near_one(tmp_path, tiny_base, datase
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_lines(tmp_path, tiny_base, dataset):
-    values = settings(tiny_base, optimizer={"learning_rate": 1e30, "warmup_ratio": 0.0})
+    rate = {"learning_rate": 1e30, "warmup_ratio": 0.0}
+    values = settings(tiny_base, optimizer=rate, validate_every_steps=1000)
     with pytest.raises(TrainingError, match=r"at step \d+") as caught:
         train_here(tmp_path / "run", dataset, values)
     assert "lines of train.jsonl" in caught.value.why

@@ -18,7 +18,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("tunesmith.cli.init:init", "Write a commented recipe for your own examples."),
     "run": ("tunesmith.cli.run:run", "Run a recipe's stages; what is unchanged is used again."),
     "data": ("tunesmith.cli.data:data", "Build a dataset, look at it, count it."),
+    "prove": ("tunesmith.cli.prove:prove", "Prove on your model and rows that training is exact."),
     "train": ("tunesmith.cli.train:train", "Train on the recipe's dataset."),
+    "replay": (
+        "tunesmith.cli.replay:replay",
+        "Run a micro batch again whose loss or gradient was not finite.",
+    ),
     "evaluate": ("tunesmith.cli.evaluate:evaluate", "Compare the base and the tuned model."),
     "export": ("tunesmith.cli.export:export", "Write the model out, each form checked against it."),
     "serve": ("tunesmith.cli.serve:serve", "Serve an exported model over HTTP."),

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
 
-__all__ = ["Asked", "json_option", "recipe_options"]
+__all__ = ["Asked", "fit_option", "json_option", "recipe_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,6 +30,10 @@ class Asked:
         from tunesmith.config import load_recipe
 
         return load_recipe(self.files, self.sets, section=section)
+
+    def to_fit(self, fit: bool) -> Asked:
+        """With `--fit` as the setting that it is short for."""
+        return Asked(self.files, (*self.sets, "train.fit=true")) if fit else self
 
     @property
     def spelled(self) -> str:
@@ -58,6 +62,13 @@ def recipe_options(*, required: bool = True) -> Callable[[Command], Command]:
 
     return decorate
 
+
+fit_option = click.option(
+    "--fit",
+    is_flag=True,
+    help="When memory is short, lower settings one by one (micro batch, checkpointing, QLoRA, row "
+    "length, rank, 8-bit optimizer) until it is enough; each step is printed.",
+)
 
 json_option = click.option(
     "--json",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunesmith.cli.options import Asked, json_option, recipe_options
+from tunesmith.cli.options import Asked, fit_option, json_option, recipe_options
 from tunesmith.cli.screen import print_json, table, where
 from tunesmith.cli.stages import as_dict, print_done, tell
 
@@ -32,8 +32,11 @@ _WILL = {"reuse": "use again", "resume": "resume", "run": "run"}
 )
 @click.option("--until", type=_STAGE, default="export", help="The last stage to run.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
+@fit_option
 @json_option
-def run(asked: Asked, start: Stage | None, until: Stage, dry_run: bool, as_json: bool) -> None:
+def run(
+    asked: Asked, start: Stage | None, until: Stage, dry_run: bool, fit: bool, as_json: bool
+) -> None:
     """Run a recipe's stages; what is unchanged is used again.
 
     The stages are data, train, evaluate and export. An unfinished stage is resumed. RECIPE is a
@@ -49,7 +52,7 @@ def run(asked: Asked, start: Stage | None, until: Stage, dry_run: bool, as_json:
     """
     from tunesmith import pipeline
 
-    recipe = asked.load()
+    recipe = asked.to_fit(fit).load()
     if dry_run:
         _print_plan(pipeline.plan(recipe, start=start, until=until), as_json=as_json)
         return

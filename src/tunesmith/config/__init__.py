@@ -9,9 +9,11 @@ from tunesmith.config.model import ModelConfig
 from tunesmith.config.recipe import Recipe, refuse_unread
 from tunesmith.config.serve import ServeConfig
 from tunesmith.config.train import (
+    DpoObjective,
     FullMethod,
     LoraMethod,
     OptimizerConfig,
+    QloraMethod,
     SftObjective,
     TrainConfig,
 )
@@ -19,6 +21,7 @@ from tunesmith.config.train import (
 __all__ = [
     "FORMS",
     "DataConfig",
+    "DpoObjective",
     "EvaluateConfig",
     "ExactMatchTask",
     "ExportConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "LoraMethod",
     "ModelConfig",
     "OptimizerConfig",
+    "QloraMethod",
     "Recipe",
     "SampleSource",
     "ServeConfig",

@@ -1,4 +1,4 @@
-"""Raw rows of three schemas, or of mapped fields, to canonical rows: messages and meta."""
+"""Raw rows of four schemas, or of mapped fields, to canonical rows: messages (or pairs) and meta."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from tunesmith.data.read import Field, Problems, RawFile, RawRow
 
-__all__ = ["Row", "convert"]
+__all__ = ["PREFERENCE", "Row", "convert"]
 
 CHAT, INSTRUCTION, COMPLETION, MAPPED = "chat", "instruction", "prompt-completion", "mapped"
+PREFERENCE = "preference"
 _FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "": ("system", "user"),
     "system": ("user",),
@@ -29,15 +30,18 @@ class Row:
 
     Attributes:
         where: "file:line" of its origin.
-        text: the row as one line of JSON: `messages`, and `meta` with all other fields unchanged.
-        messages: role and content of each turn.
+        text: the row as one line of JSON: `messages` (of a pair `prompt`, `chosen` and `rejected`),
+            and `meta` with all other fields unchanged.
+        messages: role and content of each turn; of a pair those of the prompt and the chosen answer.
         meta: the other fields, parsed.
+        rejected: the rejected answer of a pair, one turn; else nothing.
     """
 
     where: str
     text: str
     messages: tuple[Mapping[str, Any], ...]
     meta: Mapping[str, Any]
+    rejected: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class _Schema:
 _SCHEMAS = (
     _Schema(CHAT, ("messages",), ("messages",)),
     _Schema(INSTRUCTION, ("instruction",), ("instruction", "output"), ("input",)),
+    _Schema(PREFERENCE, ("chosen", "rejected"), ("prompt", "chosen", "rejected")),
     _Schema(COMPLETION, ("prompt", "completion"), ("prompt", "completion")),
 )
 
@@ -105,7 +110,8 @@ def _told(file: RawFile, problems: Problems) -> _Schema | None:
         names = ", ".join(dict.fromkeys(name for raw in file.rows for name in raw.fields))
         problems.add(
             file.rows[0].where,
-            f"no row of the file has messages, instruction/output or prompt/completion; its fields "
+            "no row of the file has messages, instruction/output, prompt/completion or "
+            "prompt/chosen/rejected; its fields "
             f"are {names or 'none'}: name two of them as data.fields.prompt and .completion",
         )
     return None
@@ -118,6 +124,8 @@ def _row(raw: RawRow, schema: _Schema, system: str | None, problems: Problems) -
         _check_field(raw, name, schema, problems)
     if problems.n_problems > n_before:
         return None
+    if schema.name == PREFERENCE:
+        return _pair(raw, used, system, problems)
     if schema.name == CHAT:
         messages, raw_messages = raw.fields["messages"].value, raw.fields["messages"].raw
         for problem in _conversation_problems(messages):
@@ -126,13 +134,57 @@ def _row(raw: RawRow, schema: _Schema, system: str | None, problems: Problems) -
             return None
     else:
         messages, raw_messages = _two_turns(raw, schema)
-    if system is not None and messages[0]["role"] != "system":
-        first = {"role": "system", "content": system}
-        messages = [first, *messages]
-        raw_messages = f"[{_json(first)}, {raw_messages.removeprefix('[')}"
+    messages, raw_messages = _under_system(messages, raw_messages, system)
     meta, raw_meta = _meta(raw, used)
     text = f'{{"messages": {raw_messages}, "meta": {raw_meta}}}'
     return Row(raw.where, text, tuple(messages), meta)
+
+
+def _under_system(
+    messages: list[Mapping[str, Any]], raw: str, system: str | None
+) -> tuple[list[Mapping[str, Any]], str]:
+    """Turns, parsed and as they stand in the file, with a system message when they have none."""
+    if system is None or messages[0]["role"] == "system":
+        return messages, raw
+    first = {"role": "system", "content": system}
+    return [first, *messages], f"[{_json(first)}, {raw.removeprefix('[')}"
+
+
+def _pair(raw: RawRow, used: tuple[str, ...], system: str | None, problems: Problems) -> Row | None:
+    """A prompt with two answers; each answer is one turn of the assistant."""
+    prompt, chosen, rejected = (raw.fields[name].value for name in used)
+    found = list(_pair_problems(prompt, chosen, rejected))
+    for problem in found:
+        problems.add(raw.where, problem)
+    if found:
+        return None
+    turns, raw_prompt = _under_system(prompt, raw.fields["prompt"].raw, system)
+    raws = [f'"{name}": {raw.fields[name].raw}' for name in ("chosen", "rejected")]
+    meta, raw_meta = _meta(raw, used)
+    text = f'{{"prompt": {raw_prompt}, {", ".join(raws)}, "meta": {raw_meta}}}'
+    return Row(raw.where, text, (*turns, *chosen), meta, tuple(rejected))
+
+
+def _pair_problems(prompt: list[Any], chosen: list[Any], rejected: list[Any]) -> Iterator[str]:
+    """What is wrong with a pair, each with the field's path."""
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if len(answer) != 1:
+            yield f"{name}: {len(answer)} turns; it must be one turn of the assistant"
+            continue
+        for problem in _conversation_problems([*prompt, *answer]):
+            at = f"messages[{len(prompt)}]"
+            if problem.startswith(at):
+                yield f"{name}[0]{problem.removeprefix(at)}"
+            elif name == "chosen" or problem.startswith("messages:"):
+                yield problem.replace("messages", "prompt" if "[" in problem else name, 1)
+    if len(chosen) == len(rejected) == 1 and _said(chosen[0]) == _said(rejected[0]):
+        yield "chosen and rejected are the same answer, so there is nothing to prefer"
+
+
+def _said(turn: object) -> object:
+    """What a turn says, white space at its ends aside."""
+    content = turn.get("content") if isinstance(turn, dict) else turn
+    return content.strip() if isinstance(content, str) else content
 
 
 def _check_field(raw: RawRow, name: str, schema: _Schema, problems: Problems) -> None:
@@ -144,9 +196,9 @@ def _check_field(raw: RawRow, name: str, schema: _Schema, problems: Problems) ->
             problems.add(
                 raw.where, f"the field {name!r} is missing (a {schema.name} row; it has {has})"
             )
-    elif schema.name == CHAT:
+    elif schema.name in (CHAT, PREFERENCE):
         if not isinstance(found.value, list) or not found.value:
-            problems.add(raw.where, "messages: not a list with at least one message")
+            problems.add(raw.where, f"{name}: not a list with at least one message")
     else:
         for problem in _text_problems(found.value, may_be_empty=name in schema.optional):
             problems.add(raw.where, f"{name}: {problem}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tunesmith.store import MANIFEST, Artifact
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from tunesmith.models.chat import ChatRenderer
 
@@ -51,11 +52,13 @@ class ShownRow:
     Attributes:
         where: "file:line" of the row.
         meta: the row's other fields.
+        rejected: of a pair the conversation with the rejected answer; `tokens` are the chosen one's.
     """
 
     where: str
     tokens: tuple[ShownToken, ...]
     meta: Mapping[str, Any]
+    rejected: ShownRow | None = None
 
     @property
     def n_trained(self) -> int:
@@ -74,6 +77,7 @@ class ShownRow:
                 "by_role": dict(roles),
             },
             "meta": dict(self.meta),
+            **({"rejected": self.rejected.as_dict()} if self.rejected else {}),
         }
 
     def on(self, console: Console) -> RenderableType:
@@ -83,7 +87,7 @@ class ShownRow:
         has_colour = console.color_system is not None and not console.no_color
         return self.rich() if has_colour else Text(self.plain())
 
-    def rich(self) -> RenderableType:
+    def rich(self) -> Text:
         """For terminals with colour: one colour a role, trained tokens bold and underlined."""
         from rich.text import Text
 
@@ -96,6 +100,8 @@ class ShownRow:
             text.append(f"{role} ", f"not dim {_style(role)}")
         text.append("trained", f"not dim {TRAINED_STYLE}")
         text.append(f"\n{self._counts()}", "not dim")
+        if self.rejected:
+            text.append("\n\n").append(self.rejected.rich())
         return text
 
     def plain(self) -> str:
@@ -105,7 +111,8 @@ class ShownRow:
             text = "".join(token.text for token in run).translate(_VISIBLE).rstrip("\n")
             for part in text.split("\n"):
                 lines.append(f"{'*' if trained else ' '} {role:<9} | {part}")
-        return "\n".join([*lines, "", "* = trained", self._counts()])
+        other = ["", self.rejected.plain()] if self.rejected else []
+        return "\n".join([*lines, "", "* = trained", self._counts(), *other])
 
     def _counts(self) -> str:
         roles = Counter(token.role for token in self.tokens)
@@ -180,7 +187,17 @@ def show(row: Row, renderer: ChatRenderer) -> ShownRow:
     Raises:
         ModelError: the model's template refuses the conversation.
     """
-    rendered = renderer.render(row.messages)
+    if not row.rejected:
+        return _shown(row.where, row, row.messages, renderer)
+    rejected = _shown(f"{row.where}, rejected", row, [*row.messages[:-1], *row.rejected], renderer)
+    chosen = _shown(f"{row.where}, chosen", row, row.messages, renderer)
+    return replace(_last_only(chosen), rejected=_last_only(rejected))
+
+
+def _shown(
+    where: str, row: Row, messages: Sequence[Mapping[str, Any]], renderer: ChatRenderer
+) -> ShownRow:
+    rendered = renderer.render(messages)
     tokens = tuple(
         ShownToken(token_id, text, role, trained)
         for token_id, text, role, trained in zip(
@@ -191,7 +208,18 @@ def show(row: Row, renderer: ChatRenderer) -> ShownRow:
             strict=True,
         )
     )
-    return ShownRow(row.where, tokens, row.meta)
+    return ShownRow(where, tokens, row.meta)
+
+
+def _last_only(shown: ShownRow) -> ShownRow:
+    """Trained tokens of the last stretch alone: earlier turns of the assistant are a pair's prompt."""
+    tokens, ended, learning = list(shown.tokens), False, False
+    for place in range(len(tokens) - 1, -1, -1):
+        ended = ended or (learning and not tokens[place].trained)
+        learning = learning or tokens[place].trained
+        if ended:
+            tokens[place] = replace(tokens[place], trained=False)
+    return replace(shown, tokens=tuple(tokens))
 
 
 def _texts(token_ids: Sequence[int], renderer: ChatRenderer) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.config import Recipe
 from tunesmith.data import databases
 from tunesmith.data.card import card
-from tunesmith.data.convert import Row, convert
+from tunesmith.data.convert import PREFERENCE, Row, convert
 from tunesmith.data.plan import DataPlan, plan_data
 from tunesmith.data.read import Problems, RawFile, read_file
 from tunesmith.data.split import (
@@ -129,8 +129,18 @@ def _gather(plan: DataPlan, hashes: Mapping[Path, str]) -> _Gathered:
         if names:
             databases.check_rows(rows, names, problems)
         gathered.splits[split] = rows
+    _refuse_pairs_beside_rows(gathered.files, problems)
     problems.raise_any(_FIX)
     return gathered
+
+
+def _refuse_pairs_beside_rows(files: Sequence[Mapping[str, Any]], problems: Problems) -> None:
+    """One dataset trains one objective: pairs and single answers do not mix."""
+    pairs = [file for file in files if file["schema"] == PREFERENCE]
+    if pairs and len(pairs) < len(files):
+        for file in files:
+            held = "pairs" if file["schema"] == PREFERENCE else f"{file['schema']} rows"
+            problems.add(file["path"], f"{held} beside files of another kind")
 
 
 def _facts(file: RawFile, split: str, schema: str, n_rows: int) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from tunesmith.config import EvaluateConfig, ExactMatchTask, SqlExecutionTask
 from tunesmith.errors import DataError, listed
 from tunesmith.evaluate.tasks.judgement import Example
+from tunesmith.models.chat import turns_of
 from tunesmith.store import Artifact
 
 __all__ = ["databases", "held_out_rows", "task_for"]
@@ -27,7 +29,11 @@ def held_out_rows(dataset: Artifact, max_rows: int | None, seed: int) -> tuple[l
     """
     path = dataset.path("test.jsonl")
     lines = path.read_text(encoding="utf-8").split("\n")
-    rows = [(number, json.loads(text)) for number, text in enumerate(lines, 1) if text.strip()]
+    rows = [
+        (number, _as_conversation(json.loads(text)))
+        for number, text in enumerate(lines, 1)
+        if text.strip()
+    ]
     if not rows:
         raise DataError(
             f"{path} has no rows",
@@ -50,7 +56,12 @@ def held_out_rows(dataset: Artifact, max_rows: int | None, seed: int) -> tuple[l
     return [_example(*rows[index]) for index in chosen], len(rows)
 
 
-def _example(line: int, row: dict[str, object]) -> Example:
+def _as_conversation(row: dict[str, object]) -> dict[str, Any]:
+    """A pair's reference answer is the chosen one."""
+    return {"messages": turns_of(row), "meta": row.get("meta")}
+
+
+def _example(line: int, row: dict[str, Any]) -> Example:
     messages = row["messages"]
     meta = row.get("meta") or {}
     assert isinstance(messages, list)

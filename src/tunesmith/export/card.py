@@ -118,6 +118,20 @@ def _method(facts: Mapping[str, Any]) -> Iterator[str]:
     for name, label in _HYPER:
         if facts.get(name) is not None:
             yield f"| {label} | {_value(facts[name])} |"
+    yield from _quantised(facts.get("quantised_base"))
+
+
+def _quantised(base: Mapping[str, Any] | None) -> Iterator[str]:
+    """That the adapter was trained on other weights than it is put on here."""
+    if base is None:
+        return
+    yield ""
+    yield (
+        f"The adapter was trained on a base in {_plain(base['kind'])} (blocks of {base['block']}) and is put on "
+        "the base in its original precision here."
+    )
+    if base.get("validation_loss_on_original") is not None:
+        yield f"Validation loss there: {_value(base['validation_loss_on_original'])} nats."
 
 
 def _value(value: object) -> str:

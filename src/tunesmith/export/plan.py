@@ -14,7 +14,7 @@ from tunesmith.errors import ConfigError, DataError, StorageError
 from tunesmith.export.convert import check_convertible
 from tunesmith.export.weights import stored_tensors
 from tunesmith.models.adapters import check_base, has_adapter
-from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.chat import ChatRenderer, turns_of
 from tunesmith.models.load import BaseModel, load_tokenizer, resolve_base
 from tunesmith.store import Artifact, Run
 
@@ -134,7 +134,7 @@ def _rows(dataset: Artifact, limit: int) -> tuple[tuple[Sequence[Mapping[str, An
     for split in ("test", "validation"):
         if f"{split}.jsonl" not in dataset.files:
             continue
-        rows = [row["messages"] for row in _lines(dataset.path(f"{split}.jsonl"))][:limit]
+        rows = [turns_of(row) for row in _lines(dataset.path(f"{split}.jsonl"))][:limit]
         if rows:
             return tuple(messages[:-1] for messages in rows), split
     raise DataError(
@@ -147,7 +147,7 @@ def _rows(dataset: Artifact, limit: int) -> tuple[tuple[Sequence[Mapping[str, An
 def _constant_system(dataset: Artifact) -> str | None:
     texts: set[str | None] = set()
     for row in _lines(dataset.path("train.jsonl")):
-        first = row["messages"][0]
+        first = turns_of(row)[0]
         texts.add(str(first["content"]) if first["role"] == "system" else None)
         if len(texts) > 1:
             return None

@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.errors import ModelError, listed
 from tunesmith.store import Artifact
 
-__all__ = ["ChatRenderer", "Rendered", "Role"]
+__all__ = ["ChatRenderer", "Rendered", "Role", "turns_of"]
 
 Message = Mapping[str, Any]
 Role = str
@@ -34,6 +34,13 @@ _PROBES: tuple[tuple[dict[str, str], ...], ...] = (
         {"role": "assistant", "content": "ok <b>done</b>"},
     ),
 )
+
+
+def turns_of(row: Mapping[str, Any]) -> list[Message]:
+    """The conversation of a sealed row; of a pair of answers the prompt and the chosen one."""
+    if "messages" in row:
+        return list(row["messages"])
+    return [*row["prompt"], *row["chosen"]]
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,14 @@ class ChatRenderer:
             )
         self._special = _special_texts(tokenizer)
         self._stop_text = self._find_stop_text()
+        self._stop_ids = self._find_stop_ids()
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the one that the template writes, and the tokenizer's own."""
+        return self._stop_ids
+
+    def _find_stop_ids(self) -> tuple[int, ...]:
         written, _ = self._encode(self._stop_text)
         own = (int(self.tokenizer.eos_token_id),)
         return tuple(dict.fromkeys((*written, *own))) if len(written) == 1 else own

@@ -1,10 +1,12 @@
-"""Which device, number format and thread count: measured on this machine, not looked up."""
+"""Which device, number format, thread count and memory: measured on this machine, not looked up."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
@@ -12,10 +14,20 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Precision", "PrecisionChoice", "choose_precision", "default_threads", "device_name"]
+__all__ = [
+    "Precision",
+    "PrecisionChoice",
+    "choose_precision",
+    "default_threads",
+    "device_name",
+    "memory_left",
+    "memory_limit",
+]
 
 Precision = Literal["bf16", "fp32"]
 _ROWS, _INNER, _COLUMNS = 1_024, 576, 1_536
+_NO_LIMIT = 2**60
+"""Control groups write a huge number, or "max", where there is no limit."""
 
 
 @dataclass(frozen=True)
@@ -79,3 +91,58 @@ def _gflops(dtype: torch.dtype, device: str) -> float:
     product = a @ b.T
     float(product[0, 0])  # waits for a device that works asynchronously
     return 2 * _ROWS * _INNER * _COLUMNS / (time.perf_counter() - start) / 1e9
+
+
+def memory_left(device: str = "cpu") -> int:
+    """Bytes that this process may still take on a device; a container's limit counts."""
+    if device == "cuda":
+        import torch
+
+        # What the allocator has reserved and does not use is as good as free.
+        free, _ = torch.cuda.mem_get_info()
+        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    available, (limit, used) = psutil.virtual_memory().available, memory_limit()
+    return available if limit is None else min(available, max(0, limit - used))
+
+
+def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
+    """The control group's memory limit (None without one) and what it uses, in bytes.
+
+    Reads version 2, walking from the process's own group up to the root, then version 1.
+    """
+    limits = []
+    for group in _groups(root):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        ):
+            limit, used = _number(group / limit_name), _number(group / used_name)
+            if limit is not None and limit < _NO_LIMIT:
+                limits.append((limit, (used or 0) - _reclaimable(group / limit_name)))
+    return min(limits, default=(None, 0), key=lambda pair: pair[0] or 0)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    inner = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    place = root / inner
+    while place != root and root in place.parents:
+        yield place
+        place = place.parent
+    yield root
+
+
+def _reclaimable(limit_file: Path) -> int:
+    """Page cache that the kernel gives back when memory is asked for."""
+    stat = limit_file.with_name("memory.stat")
+    lines = stat.read_text(encoding="utf-8").splitlines() if stat.is_file() else []
+    values = dict(line.split(" ", 1) for line in lines if " " in line)
+    return int(values.get("inactive_file", values.get("total_inactive_file", 0)))
+
+
+def _number(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8").strip()
+    return int(text) if text.isdigit() else None

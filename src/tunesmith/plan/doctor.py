@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import StorageError
+from tunesmith.models.memory import GIB, METHODS, SHAPES, largest_that_fits, needs
 from tunesmith.plan.machine import Machine, read_machine
-from tunesmith.plan.memory import GIB, METHODS, SHAPES, largest_that_fits, needs
 from tunesmith.plan.packages import Package, packages
 from tunesmith.store import storage_errors
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from tunesmith.models.devices import memory_left, memory_limit
+
 __all__ = ["Accelerator", "Machine", "memory_limit", "read_machine"]
 
 _X86 = {
@@ -25,8 +27,6 @@ _X86 = {
 }
 _ARM = {"NEON": "asimd", "SVE": "sve", "SVE2": "sve2", "BF16": "bf16", "I8MM": "i8mm", "SME": "sme"}
 _SYSCTL = {"AVX2": "hw.optional.avx2_0", "AVX-512": "hw.optional.avx512f"}
-_NO_LIMIT = 2**60
-"""Control groups write a huge number, or "max", where there is no limit."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Machine:
 
 def read_machine(workspace: Path) -> Machine:
     """Look at this machine; `workspace` says which disk counts. Takes well under a second."""
-    memory, limit, used = psutil.virtual_memory(), *memory_limit()
-    total = min(memory.total, limit) if limit else memory.total
-    left = min(memory.available, max(0, limit - used)) if limit else memory.available
+    memory, (limit, _) = psutil.virtual_memory(), memory_limit()
     affinity = getattr(os, "sched_getaffinity", None)
     logical = psutil.cpu_count() or 1
     return Machine(
@@ -80,55 +78,12 @@ def read_machine(workspace: Path) -> Machine:
         logical_cores=logical,
         usable_cores=len(affinity(0)) if affinity else logical,
         instruction_sets=_instruction_sets(),
-        memory_bytes=total,
-        available_bytes=left,
+        memory_bytes=min(memory.total, limit) if limit else memory.total,
+        available_bytes=memory_left(),
         memory_limit_bytes=limit,
         disk_free_bytes=shutil.disk_usage(_existing(workspace)).free,
         accelerators=tuple(_accelerators()),
     )
-
-
-def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
-    """The control group's memory limit (None without one) and what it uses, in bytes.
-
-    Reads version 2, walking from the process's own group up to the root, then version 1.
-    """
-    limits = []
-    for group in _groups(root):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-        ):
-            limit, used = _number(group / limit_name), _number(group / used_name)
-            if limit is not None and limit < _NO_LIMIT:
-                limits.append((limit, (used or 0) - _reclaimable(group / limit_name)))
-    return min(limits, default=(None, 0), key=lambda pair: pair[0] or 0)
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    own = Path("/proc/self/cgroup")
-    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
-    inner = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    place = root / inner
-    while place != root and root in place.parents:
-        yield place
-        place = place.parent
-    yield root
-
-
-def _reclaimable(limit_file: Path) -> int:
-    """Page cache that the kernel gives back when memory is asked for."""
-    stat = limit_file.with_name("memory.stat")
-    lines = stat.read_text(encoding="utf-8").splitlines() if stat.is_file() else []
-    values = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(values.get("inactive_file", values.get("total_inactive_file", 0)))
-
-
-def _number(path: Path) -> int | None:
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8").strip()
-    return int(text) if text.isdigit() else None
 
 
 def _existing(path: Path) -> Path:

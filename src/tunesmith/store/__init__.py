@@ -1,13 +1,16 @@
 """Run directories, sealed artifacts and their lineage."""
 
 from tunesmith.store.artifact import MANIFEST, Artifact, FileEntry, Parent
+from tunesmith.store.failpoints import reach
 from tunesmith.store.files import (
     canonical_json,
+    flush_to_disk,
     sha256_of_file,
     sha256_of_json,
     storage_errors,
     write_atomically,
     writing,
+    writing_folder,
 )
 from tunesmith.store.lineage import Ancestor, lineage
 from tunesmith.store.run import Run
@@ -20,10 +23,13 @@ __all__ = [
     "Parent",
     "Run",
     "canonical_json",
+    "flush_to_disk",
     "lineage",
+    "reach",
     "sha256_of_file",
     "sha256_of_json",
     "storage_errors",
     "write_atomically",
     "writing",
+    "writing_folder",
 ]

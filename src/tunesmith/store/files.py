@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from tunesmith.errors import StorageError
 
 __all__ = [
     "canonical_json",
+    "flush_to_disk",
     "sha256_of_file",
     "sha256_of_json",
     "storage_errors",
     "write_atomically",
     "writing",
+    "writing_folder",
 ]
 
 _CAUSES = {
@@ -93,11 +96,33 @@ def writing(path: Path) -> Iterator[Path]:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _flush(temporary)
+            flush_to_disk(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
+            flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(place: Path) -> Iterator[Path]:
+    """A temporary folder beside `place`; it takes that name when the block ends, and is removed when it fails.
+
+    The block flushes its files; the new name is flushed here. A folder of that name is replaced.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    half = place.with_name(f".{place.name}.part")
+    with storage_errors(place):
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        try:
+            yield half
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(half, place)
+            flush_to_disk(place.parent)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -111,7 +136,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, would outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,9 @@ from filelock import FileLock, Timeout
 from tunesmith import __version__
 from tunesmith.errors import BusyError, UsedDirectoryError
 from tunesmith.store.artifact import FORMAT, MANIFEST, Artifact, Parent
+from tunesmith.store.failpoints import reach
 from tunesmith.store.files import (
+    flush_to_disk,
     sha256_of_file,
     sha256_of_json,
     storage_errors,
@@ -119,6 +121,14 @@ class Run:
         made_from = [(parent.kind, parent.sha256) for parent in parents]
         return sha256_of_json([FORMAT, kind, dict(inputs), made_from])
 
+    @staticmethod
+    def tidy(sealed: Path) -> None:
+        """Remove the checkpoints that a kill between the seal and its clean-up left in a sealed run."""
+        if (sealed / MANIFEST).is_file() and (sealed / SCRATCH).is_dir():
+            for place in (sealed / SCRATCH).iterdir():
+                if place.is_dir():
+                    shutil.rmtree(place, ignore_errors=True)
+
     def path(self, name: str) -> Path:
         """Where to write a file of this run; folders in `name` are made.
 
@@ -154,14 +164,14 @@ class Run:
         Raises:
             StorageError: the disk refuses; the directory stays unsealed and can be resumed.
         """
-        files = {
-            file.relative_to(self.dir).as_posix(): {
-                "bytes": file.stat().st_size,
-                "sha256": sha256_of_file(file),
+        with storage_errors(self.dir):
+            reach("seal-begin")
+            files = {
+                file.relative_to(self.dir).as_posix(): _sealed_file(file)
+                for file in sorted(self.dir.rglob("*"))
+                if file.is_file() and not _is_private(file.relative_to(self.dir))
             }
-            for file in sorted(self.dir.rglob("*"))
-            if file.is_file() and not _is_private(file.relative_to(self.dir))
-        }
+            reach("seal-manifest")
         manifest = {
             **{
                 k: self._claim[k] for k in ("format", "kind", "key", "inputs", "parents", "version")
@@ -173,8 +183,16 @@ class Run:
         write_atomically(
             self.dir / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         )
+        reach("seal-end")
         shutil.rmtree(self.dir / SCRATCH, ignore_errors=True)
         return Artifact.open(self.dir)
+
+
+def _sealed_file(path: Path) -> dict[str, Any]:
+    """A file's size and hash, once its bytes are on the disk: the manifest must not outlive them."""
+    reach("seal-file")
+    flush_to_disk(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def _is_private(relative: Path) -> bool:
@@ -190,8 +208,11 @@ def _is_half_claim(name: str) -> bool:
 
 def _remove_parts(place: Path) -> None:
     """Half-written files of a killed process. The lock is held: nobody writes them now."""
-    for part in place.rglob(".*.part"):
-        part.unlink()
+    for part in list(place.rglob(".*.part")):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def _claim_in(place: Path) -> Mapping[str, Any] | None:

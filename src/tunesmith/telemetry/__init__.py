@@ -2,7 +2,7 @@
 
 from tunesmith.telemetry.events import EventLog, Recorder, read_events
 from tunesmith.telemetry.metrics import METRICS, Metric, metric
-from tunesmith.telemetry.progress import Bar, console, progress, visible
+from tunesmith.telemetry.progress import Bar, console, progress, silenced, visible
 
 __all__ = [
     "METRICS",
@@ -14,5 +14,6 @@ __all__ = [
     "metric",
     "progress",
     "read_events",
+    "silenced",
     "visible",
 ]

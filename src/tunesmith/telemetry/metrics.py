@@ -30,8 +30,46 @@ class Metric:
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 _DECLARED = (
-    Metric("tunesmith_train_loss_nats", "gauge", "Mean cross-entropy of a step's trained tokens."),
+    Metric(
+        "tunesmith_train_loss_nats",
+        "gauge",
+        "Mean loss of a step: cross-entropy of a trained token, or preference loss of a pair.",
+    ),
     Metric("tunesmith_train_validation_loss_nats", "gauge", "The same on all validation rows."),
+    Metric(
+        "tunesmith_train_reward_margin_nats",
+        "gauge",
+        "Mean over pairs: beta times how much more the chosen answer's log-probability rose than the rejected one's.",
+    ),
+    Metric(
+        "tunesmith_train_pair_accuracy_ratio",
+        "gauge",
+        "Share of pairs with a positive reward margin.",
+    ),
+    Metric("tunesmith_train_chosen_logp_nats", "gauge", "Mean log-probability of a chosen answer."),
+    Metric(
+        "tunesmith_train_rejected_logp_nats", "gauge", "Mean log-probability of a rejected answer."
+    ),
+    Metric(
+        "tunesmith_train_validation_reward_margin_nats",
+        "gauge",
+        "Reward margin on all validation pairs.",
+    ),
+    Metric(
+        "tunesmith_train_validation_pair_accuracy_ratio",
+        "gauge",
+        "Share of validation pairs with a positive reward margin.",
+    ),
+    Metric(
+        "tunesmith_train_validation_chosen_logp_nats",
+        "gauge",
+        "Log-probability of a chosen answer, over all validation pairs.",
+    ),
+    Metric(
+        "tunesmith_train_validation_rejected_logp_nats",
+        "gauge",
+        "Log-probability of a rejected answer, over all validation pairs.",
+    ),
     Metric("tunesmith_train_learning_rate", "gauge", "Learning rate of the step."),
     Metric("tunesmith_train_grad_norm", "gauge", "Global gradient norm before clipping."),
     Metric("tunesmith_train_tokens_per_second", "gauge", "Tokens without padding, by step time."),

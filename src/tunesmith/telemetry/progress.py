@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -19,16 +21,31 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Bar", "console", "progress", "visible"]
+__all__ = ["Bar", "console", "progress", "silenced", "visible"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _HARMLESS = frozenset("\n\t\u200c\u200d\u00ad")
+_silence: ContextVar[io.StringIO | None] = ContextVar("silence", default=None)
 
 
 def console() -> Console:
     """The console that all progress and notes go to: stderr, so that stdout stays for results."""
+    silence = _silence.get()
+    if silence is not None:
+        return Console(file=silence, highlight=False)
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def silenced() -> Iterator[io.StringIO]:
+    """Progress and notes of the block go into a text instead, when a stage runs inside another one."""
+    text = io.StringIO()
+    token = _silence.set(text)
+    try:
+        yield text
+    finally:
+        _silence.reset(token)
 
 
 def visible(text: str) -> str:

@@ -24,22 +24,22 @@ def read_curve(events: Path) -> tuple[list[tuple[int, float]], list[tuple[int, f
     return sorted(train.items()), sorted(validation.items())
 
 
-def draw_png(train: Points, validation: Points, path: Path, title: str) -> None:
-    """Both curves against the step, as a PNG."""
+def draw_png(train: Points, validation: Points, path: Path, title: str, unit: str) -> None:
+    """Both curves against the step, as a PNG; the loss is a mean over `unit`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*_columns(train), color="#8aa4c8", linewidth=1, label="training, each step")
     axes.plot(*_columns(validation), color="#c0392b", marker="o", label="validation, all rows")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="optimizer step", ylabel=f"loss (nats a {unit})", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend()
     figure.savefig(path, format="png", dpi=120)
 
 
-def draw_terminal(train: Points, validation: Points, width: int = 72) -> str:
+def draw_terminal(train: Points, validation: Points, unit: str, width: int = 72) -> str:
     """The same as text, without colours."""
     import plotext
 
@@ -50,7 +50,7 @@ def draw_terminal(train: Points, validation: Points, width: int = 72) -> str:
         signal = figure.signal(*_columns(points), marker=marker)
         figure.draw(signal.label(label).lines())
     figure.label("optimizer step", "x")
-    figure.label("nats a token", "y")
+    figure.label(f"nats a {unit}", "y")
     return str(plotext.uncolorize(str(figure.build())))
 
 

@@ -13,12 +13,15 @@ from types import FrameType
 import psutil
 
 from tunesmith.errors import InterruptedRun
+from tunesmith.store import reach
 from tunesmith.telemetry import Bar, Recorder
 from tunesmith.train import checkpoint
+from tunesmith.train.bundle import explained
+from tunesmith.train.nonfinite import NotFinite
 from tunesmith.train.samples import show_samples
 from tunesmith.train.session import Session
 
-__all__ = ["StopSignal", "fit", "stop_signal"]
+__all__ = ["StopSignal", "Stopped", "fit", "stop_signal"]
 
 SAVE_SECONDS = 60.0
 """A long step count between checkpoints still loses at most about this much work."""
@@ -35,39 +38,45 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar) -> No
 
     Raises:
         InterruptedRun: SIGINT or SIGTERM came; the state after the last whole step is saved.
-        TrainingError: the loss or a gradient is not finite.
+        NotFinite: the loss or a gradient is not finite; a bundle beside the checkpoints shows it again.
         StorageError: a checkpoint cannot be written; the ones before are intact.
     """
     plan, cadence = session.plan, session.plan.cadence
-    saved_at = time.monotonic()
-    if session.step == 0:
-        _validate(session, recorder, bar)
+    saver = _Saver(session, checkpoints, recorder)
     with stop_signal() as stop:
-        while session.step < plan.total_steps:
-            began = time.perf_counter()
-            tokens_before = session.tokens
-            loss, norm, rate = session.train_step()
-            seconds = time.perf_counter() - began
-            session.seconds += seconds
-            speed = (session.tokens - tokens_before) / seconds
-            recorder.record("step", session.step, _metrics(session, loss, norm, rate, speed))
-            bar.advance(note=f"loss {loss:.3f}  {speed:.0f} tokens/s")
+        try:
+            _validate_if_due(session, recorder, bar, stop)
+            while session.step < plan.total_steps:
+                _train_step(session, recorder, bar, stop)
+                _validate_if_due(session, recorder, bar, stop)
+                last = session.step == plan.total_steps
+                if cadence.sample_rows and (last or session.step % cadence.sample_steps == 0):
+                    _show_samples(session, recorder, bar)
+                if last or saver.is_due():
+                    saver.save()
+                if not last:
+                    stop.check()
+        except Stopped as stopped:
+            saver.save()
+            raise InterruptedRun(
+                f"stopped by {stopped} after step {session.step} of {plan.total_steps}; "
+                "everything so far is saved",
+                fix="run the same command again to go on (`tunesmith train` wants --resume)",
+            ) from None
+        except NotFinite as found:
+            raise explained(session, found, checkpoints.parent) from None
 
-            last = session.step == plan.total_steps
-            if last or session.step % cadence.validate_steps == 0:
-                _validate(session, recorder, bar)
-            if cadence.sample_rows and (last or session.step % cadence.sample_steps == 0):
-                show_samples(session, recorder, bar)
-            due = session.step % cadence.checkpoint_steps == 0
-            if due or last or stop.wanted or time.monotonic() - saved_at > SAVE_SECONDS:
-                _save(session, checkpoints, recorder)
-                saved_at = time.monotonic()
-            if stop.wanted and not last:
-                raise InterruptedRun(
-                    f"stopped by {stop.wanted} after step {session.step} of {plan.total_steps}; "
-                    "everything so far is saved",
-                    fix="run the same command again to go on (`tunesmith train` wants --resume)",
-                )
+
+def _train_step(session: Session, recorder: Recorder, bar: Bar, stop: StopSignal) -> None:
+    began, tokens_before = time.perf_counter(), session.tokens
+    loss, norm, rate = session.train_step(stop.check)
+    seconds = time.perf_counter() - began
+    session.seconds += seconds
+    speed = (session.tokens - tokens_before) / seconds
+    reach("event-before")
+    recorder.record("step", session.step, _metrics(session, loss, norm, rate, speed))
+    reach("event-after")
+    bar.advance(note=f"loss {loss:.3f}  {speed:.0f} tokens/s")
 
 
 def _metrics(
@@ -83,21 +92,68 @@ def _metrics(
         "tunesmith_train_tokens_total": session.tokens,
         "tunesmith_train_epoch": epoch + part,
         "tunesmith_train_rss_bytes": psutil.Process().memory_info().rss,
+        **{f"tunesmith_train_{name}": value for name, value in session.figures.items()},
     }
 
 
-def _validate(session: Session, recorder: Recorder, bar: Bar) -> None:
-    loss = session.validation_loss()
+def _validate_if_due(session: Session, recorder: Recorder, bar: Bar, stop: StopSignal) -> None:
+    """Also on a resumed run, when the stop came into a validation."""
+    is_last = session.step == session.plan.total_steps
+    is_due = is_last or session.step % session.plan.cadence.validate_steps == 0
+    is_done = bool(session.validation) and session.validation[-1][0] == session.step
+    if not is_due or is_done:
+        return
+    reach("validation-before")
+    loss = session.validation_loss(stop.check)
     session.validation.append((session.step, loss))
-    recorder.record("validation", session.step, {"tunesmith_train_validation_loss_nats": loss})
-    bar.print(f"step {session.step}: validation loss {loss:.4f} nats a token")
+    figures = {"loss_nats": loss, **session.validation_figures}
+    named = {f"tunesmith_train_validation_{name}": value for name, value in figures.items()}
+    recorder.record("validation", session.step, named)
+    reach("validation-after")
+    bar.print(f"step {session.step}: validation loss {loss:.4f} nats a {session.objective.unit}")
 
 
-def _save(session: Session, checkpoints: Path, recorder: Recorder) -> None:
-    tensors, facts = session.state()
-    place = checkpoint.save(checkpoints, session.step, tensors, facts)
-    checkpoint.prune(checkpoints, session.plan.cadence.keep_checkpoints)
-    recorder.note("checkpoint", step=session.step, name=place.name)
+def _show_samples(session: Session, recorder: Recorder, bar: Bar) -> None:
+    reach("samples-before")
+    show_samples(session, recorder, bar)
+    reach("samples-after")
+
+
+class _Saver:
+    """Writes checkpoints and deletes old ones; the newest few stay, and the best."""
+
+    def __init__(self, session: Session, folder: Path, recorder: Recorder) -> None:
+        self._session = session
+        self._folder = folder
+        self._recorder = recorder
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """On schedule, after a long time, and when the last validation is the best so far."""
+        step = self._session.step
+        best = self._session.best()
+        on_schedule = step % self._session.plan.cadence.checkpoint_steps == 0
+        is_best = best is not None and best[0] == step
+        return on_schedule or is_best or time.monotonic() - self._saved_at > SAVE_SECONDS
+
+    def save(self) -> None:
+        """Save the state after the last whole step, then delete what is too old.
+
+        Raises:
+            StorageError: the disk refuses; older checkpoints are intact.
+        """
+        session = self._session
+        tensors, facts = session.state()
+        place = checkpoint.save(self._folder, session.step, tensors, facts)
+        self._saved_at = time.monotonic()
+        best = session.best()
+        keep = session.plan.cadence.keep_checkpoints
+        checkpoint.prune(self._folder, keep, None if best is None else best[0])
+        self._recorder.note("checkpoint", step=session.step, name=place.name)
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM came; its text is the signal's name."""
 
 
 class StopSignal:
@@ -107,11 +163,20 @@ class StopSignal:
         self.wanted = ""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; the loop acts on it between two steps."""
+        """Note the signal; the loop acts on it before the next micro batch."""
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = signal.Signals(number).name
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop without saving\n")
+        os.write(2, b"\nstopping; press Ctrl-C again to stop without saving\n")
+
+    def check(self) -> None:
+        """Called between micro batches.
+
+        Raises:
+            Stopped: a signal came.
+        """
+        if self.wanted:
+            raise Stopped(self.wanted)
 
 
 @contextmanager

@@ -7,15 +7,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.config import FullMethod, LoraMethod
+from tunesmith.config import FullMethod, LoraMethod, QloraMethod
 from tunesmith.errors import ConfigError
-from tunesmith.models.load import save_model
+from tunesmith.models.load import BaseModel, load_model, save_model
 from tunesmith.registry import Table, nearest
+from tunesmith.train.layers import only_layers, upper_layers
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["METHODS", "Prepare", "prepare_full", "prepare_lora", "save_trained", "trainable"]
+__all__ = [
+    "METHODS",
+    "Prepare",
+    "load_base",
+    "prepare_full",
+    "prepare_lora",
+    "save_trained",
+    "trainable",
+]
 
 Prepare = Callable[[Any, Any, int], Any]
 
@@ -23,19 +32,33 @@ METHODS = Table(
     "method",
     {
         "lora": "tunesmith.train.methods:prepare_lora",
+        "qlora": "tunesmith.train.methods:prepare_lora",
         "full": "tunesmith.train.methods:prepare_full",
     },
     extra="train",
 )
 
 
-def prepare_lora(model: Any, config: LoraMethod, seed: int) -> Any:
+def load_base(base: BaseModel, dtype: torch.dtype, config: Any) -> Any:
+    """The base model as the method trains on it: with NF4 linear layers for QLoRA, else whole.
+
+    Raises:
+        ModelError: unknown architecture, or damaged or missing weights.
+    """
+    if not isinstance(config, QloraMethod):
+        return load_model(base, dtype)
+    from tunesmith.models.quantised import Nf4Format, load_nf4
+
+    return load_nf4(base, dtype, Nf4Format(config.block_size, config.double_quant))
+
+
+def prepare_lora(model: Any, config: LoraMethod | QloraMethod, seed: int) -> Any:
     """Freeze the model and add low-rank adapters (Hu et al. 2021) with PEFT.
 
     A starts as PEFT's Kaiming-uniform draw from `seed`, B as zeros, both in float32.
 
     Raises:
-        ConfigError: a target names no linear layer of this model.
+        ConfigError: a target names no linear layer of this model, or it has fewer layers than asked for.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -43,12 +66,13 @@ def prepare_lora(model: Any, config: LoraMethod, seed: int) -> Any:
     targets = config.targets
     if targets != "all-linear":
         _check_targets(model, tuple(targets))
+    layers = upper_layers(model, config.layers)
     torch.manual_seed(seed)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=targets if targets == "all-linear" else list(targets),
         task_type="CAUSAL_LM",
+        **only_layers(model, targets, layers),
     )
     with warnings.catch_warnings():
         # PEFT reads an attribute that transformers has renamed; nothing a user could mend.

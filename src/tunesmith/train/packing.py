@@ -4,29 +4,35 @@ A row of n tokens takes n - 1 positions: its last token is only ever a label, an
 nothing before it can see it. Rows keep apart as segments (position numbers restart, attention and
 labels never cross), so a packed batch has the loss and the gradients of its rows one by one.
 Shapes stay few because every micro batch has `micro_batch_tokens` positions, padded at its end;
-only a row that is longer than that gets a micro batch of two, four, ... times as many.
+only what is longer than that (a row, or rows that belong together) gets a micro batch of two,
+four, ... times as many.
 
-Tokens that all rows begin with (the template's system prompt) stand once at the start of a micro
-batch: every row's segment goes on from them. In a causal model their states are the same in each
-row, and their gradient is the sum over the rows, so this too changes nothing but the work.
+Tokens that rows begin with alike stand once, as a segment that others go on from (see `tree.py`):
+those of all rows (the template's system prompt) in every micro batch, those of some rows (the
+prompt of two answers, a few-shot prefix) where such rows meet.
 
 No torch here: arrays are NumPy, so that planning an epoch costs no import.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from tunesmith.train.filling import Filler, Groups, Row
+from tunesmith.train.tree import SHARED, SegmentTree
+
 __all__ = [
     "HEAD_ROW_MULTIPLE",
     "IGNORED",
+    "LEAST_SHARED_TOKENS",
     "PADDING",
-    "PREFIX",
+    "SHARED",
+    "Floats",
+    "Groups",
     "Ints",
     "MicroBatch",
     "Row",
@@ -34,6 +40,7 @@ __all__ = [
     "epoch_order",
     "pack",
     "plan_epoch",
+    "refer",
     "shared_prefix_tokens",
 ]
 
@@ -44,24 +51,23 @@ HEAD_ROW_MULTIPLE = 32
 """The head's rows are rounded up to a multiple of this, so that its products have few shapes."""
 
 PADDING = -1
-PREFIX = -2
-"""Segment ids of positions that belong to no row: the padded end, and the start that all rows share."""
+"""Segment id of the padded end."""
 
-LOOKAHEAD_ROWS = 64
-"""How far ahead of the oldest waiting row a row may be pulled forward to fill a gap."""
-
-Row = tuple[Sequence[int], Sequence[bool]]
-"""Token ids of one row and, for each, whether it is trained (learned as an output)."""
+LEAST_SHARED_TOKENS = 16
+"""Fewest tokens that are worth a shared segment: attention's rectangles grow in such steps."""
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """One forward and backward pass. All arrays are int64; `positions` below counts batch positions.
 
-    The first `prefix_tokens` positions are shared by all rows (segment PREFIX, never trained); the
-    padding at the end belongs to no row (id 0, label IGNORED, segment PADDING).
+    Segments form trees: a position sees, causally, its own segment up to itself and all of the
+    segments above it. A row is the chain that ends with its segment; segments that only others go
+    on from are never trained. The padding at the end belongs to no row (id 0, label IGNORED,
+    segment PADDING).
     """
 
     input_ids: Ints
@@ -71,13 +77,15 @@ class MicroBatch:
     position_ids: Ints
     """(positions,) place inside the row, from 0."""
     segment_ids: Ints
-    """(positions,) index into the three arrays below, or PADDING, or PREFIX."""
+    """(positions,) index into the four arrays below, or PADDING."""
     segment_starts: Ints
     """(segments,) first position."""
     segment_lengths: Ints
-    """(segments,) positions, the shared prefix not counted."""
+    """(segments,) positions of the segment itself."""
+    segment_parents: Ints
+    """(segments,) the segment that this one goes on from, or -1; it comes before this one."""
     row_indices: Ints
-    """(segments,) which input row this is."""
+    """(segments,) which input row ends with this segment, or SHARED."""
     head_positions: Ints
     """(head rows,) trained positions, then 0 up to a multiple of HEAD_ROW_MULTIPLE."""
     head_labels: Ints
@@ -86,22 +94,50 @@ class MicroBatch:
     """Tokens of all rows, prompt and answer, without padding: what a throughput figure counts."""
     trained_tokens: int
     """Labels that are not IGNORED."""
-    prefix_tokens: int = 0
-    """Positions at the start that every row shares."""
+    references: Floats = field(default_factory=lambda: np.zeros(0))
+    """(rows,) log-probability in nats of each row of `members` before the first step, or empty."""
 
     @property
     def positions(self) -> int:
         """Positions of the forward pass, padding included."""
         return int(self.input_ids.size)
 
+    @property
+    def segment_offsets(self) -> Ints:
+        """(segments,) positions of the segments above each one."""
+        return self.position_ids[self.segment_starts]
+
+    @property
+    def leaves(self) -> Ints:
+        """(rows,) the segment that each row ends with."""
+        return np.flatnonzero(self.row_indices != SHARED)
+
+    @property
+    def members(self) -> Ints:
+        """(rows,) the input rows, in the order of `rows()`."""
+        return self.row_indices[self.leaves]
+
+    @property
+    def row_lengths(self) -> Ints:
+        """(rows,) positions of each whole row."""
+        return (self.segment_offsets + self.segment_lengths)[self.leaves]
+
+    def chain(self, segment: int) -> list[int]:
+        """The segments from a root down to this one."""
+        found = [segment]
+        while self.segment_parents[found[-1]] >= 0:
+            found.append(int(self.segment_parents[found[-1]]))
+        return found[::-1]
+
     def rows(self) -> Iterator[tuple[Ints, Ints]]:
-        """Input ids and labels of each row, its prefix included: what a batch without packing holds."""
-        head = slice(0, self.prefix_tokens)
-        for start, size in zip(self.segment_starts, self.segment_lengths, strict=True):
-            place = slice(int(start), int(start + size))
+        """Input ids and labels of each row, whole again: what a batch without packing holds."""
+        for leaf in self.leaves.tolist():
+            chain = self.chain(leaf)
+            ends = self.segment_starts[chain] + self.segment_lengths[chain]
+            places = [slice(*ends) for ends in zip(self.segment_starts[chain], ends, strict=True)]
             yield (
-                np.concatenate([self.input_ids[head], self.input_ids[place]]),
-                np.concatenate([self.labels[head], self.labels[place]]),
+                np.concatenate([self.input_ids[place] for place in places]),
+                np.concatenate([self.labels[place] for place in places]),
             )
 
 
@@ -121,6 +157,15 @@ class Step:
         """Tokens of all rows of the step, without padding."""
         return sum(batch.row_tokens for batch in self.micro_batches)
 
+    def referring_to(self, references: Floats) -> Step:
+        """The same with each micro batch's part of (input rows,) log-probabilities."""
+        return Step(tuple(refer(batch, references) for batch in self.micro_batches))
+
+
+def refer(batch: MicroBatch, references: Floats) -> MicroBatch:
+    """The micro batch with its rows' part of (input rows,) log-probabilities."""
+    return replace(batch, references=references[batch.members])
+
 
 def epoch_order(row_count: int, *, seed: int, epoch: int) -> Ints:
     """Order in which an epoch visits its rows: a permutation that only (row_count, seed, epoch) decide."""
@@ -128,22 +173,32 @@ def epoch_order(row_count: int, *, seed: int, epoch: int) -> Ints:
 
 
 def plan_epoch(
-    rows: Sequence[Row], *, batch_tokens: int, micro_batch_tokens: int, seed: int, epoch: int
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int,
+    micro_batch_tokens: int,
+    seed: int,
+    epoch: int,
+    groups: Groups | None = None,
 ) -> list[Step]:
     """Every row exactly once, in steps of at most `batch_tokens` positions (more only for one long row).
 
-    The same arguments give the same plan on every machine.
+    The same arguments give the same plan on every machine. `groups`: see `pack`; an epoch visits
+    them in random order.
 
     Raises:
-        ValueError: a row is empty or its mask has another length; `batch_tokens` < `micro_batch_tokens`.
+        ValueError: a row is empty or its mask has another length; `batch_tokens` < `micro_batch_tokens`;
+            `groups` is no partition of the rows.
     """
     if batch_tokens < micro_batch_tokens:
         raise ValueError(f"batch_tokens={batch_tokens} < micro_batch_tokens={micro_batch_tokens}")
-    order = epoch_order(len(rows), seed=seed, epoch=epoch)
+    order = epoch_order(len(rows if groups is None else groups), seed=seed, epoch=epoch)
+    prefix_tokens = shared_prefix_tokens(rows)
+    batches = pack(
+        rows, micro_batch_tokens, order=order.tolist(), groups=groups, prefix_tokens=prefix_tokens
+    )
     steps: list[Step] = []
     waiting: list[MicroBatch] = []
-    prefix_tokens = shared_prefix_tokens(rows)
-    batches = pack(rows, micro_batch_tokens, order=order.tolist(), prefix_tokens=prefix_tokens)
     for batch in batches:
         full = sum(other.positions for other in waiting) + batch.positions > batch_tokens
         if waiting and full:
@@ -181,83 +236,67 @@ def pack(
     micro_batch_tokens: int,
     *,
     order: Iterable[int] | None = None,
+    groups: Groups | None = None,
     prefix_tokens: int = 0,
+    least_shared_tokens: int = LEAST_SHARED_TOKENS,
 ) -> Iterator[MicroBatch]:
-    """Micro batches that hold the rows of `order` (all rows as they come, when not given).
+    """Micro batches that hold the groups of `order` (all as they come, when not given).
 
-    `prefix_tokens` is at most `shared_prefix_tokens(rows)`; 0 keeps every row whole.
+    Args:
+        rows: tokens and masks.
+        micro_batch_tokens: positions of a micro batch.
+        order: indices of groups.
+        groups: rows that share a micro batch; every row alone when not given.
+        prefix_tokens: at most `shared_prefix_tokens(rows)`; that many first tokens stand once at the
+            start of every micro batch, as segment 0.
+        least_shared_tokens: rows of a micro batch that begin alike for this many tokens more share
+            them; 0 turns that off.
 
     Raises:
         ValueError: a row is empty or its mask has another length; `micro_batch_tokens` < 1; more
-            `prefix_tokens` than the rows share.
+            `prefix_tokens` than the rows share; `groups` is no partition of the rows.
     """
     if micro_batch_tokens < 1:
         raise ValueError(f"micro_batch_tokens={micro_batch_tokens} is not positive")
-    _check(rows)
+    _check(rows, groups)
     if prefix_tokens and prefix_tokens > shared_prefix_tokens(rows):
         raise ValueError(f"prefix_tokens={prefix_tokens}, rows share {shared_prefix_tokens(rows)}")
-    waiting = deque(range(len(rows)) if order is None else order)
-    lengths = [max(len(tokens) - 1, 1) - prefix_tokens for tokens, _ in rows]
-    while waiting:
-        chosen, capacity = _fill(waiting, lengths, (micro_batch_tokens, prefix_tokens))
-        yield _lay_out([(index, rows[index]) for index in chosen], capacity, prefix_tokens)
+    filler = Filler(rows, groups, prefix_tokens, least_shared_tokens)
+    for tree, capacity in filler.batches(micro_batch_tokens, order):
+        yield _lay_out(tree, rows, capacity)
 
 
-def _check(rows: Sequence[Row]) -> None:
+def _check(rows: Sequence[Row], groups: Groups | None) -> None:
     for index, (tokens, trained) in enumerate(rows):
         if len(tokens) == 0:
             raise ValueError(f"row {index} has no tokens")
         if len(tokens) != len(trained):
             raise ValueError(f"row {index} has {len(tokens)} tokens and a mask of {len(trained)}")
+    if groups is None:
+        return
+    members = sorted(index for group in groups for index in group)
+    if members != list(range(len(rows))) or not all(groups):
+        raise ValueError(f"groups hold {len(members)} rows of {len(rows)}: no partition of them")
 
 
-def _fill(
-    waiting: deque[int], lengths: Sequence[int], room: tuple[int, int]
-) -> tuple[list[int], int]:
-    """Take the oldest rows while they fit, then the largest near ones that fit the gap.
-
-    `room` is the capacity and what the shared prefix takes of it. Returns rows and capacity.
-    """
-    capacity, taken = room
-    first = waiting.popleft()
-    while capacity < lengths[first] + taken:
-        capacity *= 2
-    chosen, free = [first], capacity - taken - lengths[first]
-    while waiting and lengths[waiting[0]] <= free:
-        chosen.append(waiting.popleft())
-        free -= lengths[chosen[-1]]
-    while True:
-        near = range(min(LOOKAHEAD_ROWS, len(waiting)))
-        fitting = [place for place in near if lengths[waiting[place]] <= free]
-        if not fitting:
-            return chosen, capacity
-        best = max(fitting, key=lambda place: (lengths[waiting[place]], -place))
-        chosen.append(waiting[best])
-        free -= lengths[waiting[best]]
-        del waiting[best]
-
-
-def _lay_out(chosen: Sequence[tuple[int, Row]], capacity: int, prefix_tokens: int) -> MicroBatch:
+def _lay_out(tree: SegmentTree, rows: Sequence[Row], capacity: int) -> MicroBatch:
+    found = list(tree.segments())
     input_ids = np.zeros(capacity, dtype=np.int64)
     labels = np.full(capacity, IGNORED, dtype=np.int64)
     position_ids = np.zeros(capacity, dtype=np.int64)
     segment_ids = np.full(capacity, PADDING, dtype=np.int64)
-    input_ids[:prefix_tokens] = chosen[0][1][0][:prefix_tokens]
-    position_ids[:prefix_tokens] = np.arange(prefix_tokens)
-    segment_ids[:prefix_tokens] = PREFIX
-    starts, sizes, at = [], [], prefix_tokens
-    for segment, (_, (tokens, trained)) in enumerate(chosen):
-        ids, flags = np.asarray(tokens, dtype=np.int64), np.asarray(trained, dtype=bool)
-        last = max(ids.size - 1, 1)
-        place = slice(at, at + last - prefix_tokens)
-        input_ids[place] = ids[prefix_tokens:last]
-        answers = np.where(flags[1:], ids[1:], IGNORED)[prefix_tokens:]
-        labels[at : at + answers.size] = answers
-        position_ids[place] = np.arange(prefix_tokens, last)
-        segment_ids[place] = segment
-        starts.append(at)
-        sizes.append(last - prefix_tokens)
-        at = place.stop
+    lengths = np.asarray([one.end - one.start for one, _ in found], dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    for index, ((one, _), start, size) in enumerate(
+        zip(found, starts.tolist(), lengths.tolist(), strict=True)
+    ):
+        place = slice(start, start + size)
+        input_ids[place] = one.inputs[one.start : one.end]
+        position_ids[place] = np.arange(one.start, one.end)
+        segment_ids[place] = index
+        if one.row != SHARED:
+            answers = _labels(rows[one.row])[one.start :]
+            labels[start : start + answers.size] = answers
     head = np.flatnonzero(labels != IGNORED)
     head_rows = -(-max(head.size, 1) // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
     head_positions = np.zeros(head_rows, dtype=np.int64)
@@ -269,12 +308,18 @@ def _lay_out(chosen: Sequence[tuple[int, Row]], capacity: int, prefix_tokens: in
         labels=labels,
         position_ids=position_ids,
         segment_ids=segment_ids,
-        segment_starts=np.asarray(starts, dtype=np.int64),
-        segment_lengths=np.asarray(sizes, dtype=np.int64),
-        row_indices=np.asarray([index for index, _ in chosen], dtype=np.int64),
+        segment_starts=starts,
+        segment_lengths=lengths,
+        segment_parents=np.asarray([parent for _, parent in found], dtype=np.int64),
+        row_indices=np.asarray([one.row for one, _ in found], dtype=np.int64),
         head_positions=head_positions,
         head_labels=head_labels,
-        row_tokens=sum(len(tokens) for _, (tokens, _) in chosen),
+        row_tokens=sum(len(rows[one.row][0]) for one, _ in found if one.row != SHARED),
         trained_tokens=int(head.size),
-        prefix_tokens=prefix_tokens,
     )
+
+
+def _labels(row: Row) -> Ints:
+    """(tokens - 1,) the id that follows each input, or IGNORED."""
+    ids, flags = np.asarray(row[0], dtype=np.int64), np.asarray(row[1], dtype=bool)
+    return np.where(flags[1:], ids[1:], IGNORED)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import DataError, TrainingError, listed
-from tunesmith.models.chat import ChatRenderer, Rendered
+from tunesmith.models.chat import ChatRenderer
+from tunesmith.train.masks import MIN_STOPPED_SHARE, MaskFigures, judge
 
-__all__ = ["LongRowPolicy", "TokenRow", "check_masks", "encode_rows", "read_conversations"]
+__all__ = [
+    "Conversation",
+    "EncodedRows",
+    "LongRowPolicy",
+    "TokenRow",
+    "check_masks",
+    "encode_rows",
+    "read_conversations",
+]
 
 LongRowPolicy = Literal["refuse", "drop", "cut_prompt"]
-MIN_STOPPED_SHARE = 0.99
 
 
 @dataclass(frozen=True)
@@ -25,27 +33,65 @@ class TokenRow:
         line: line of the dataset file it came from, from 1.
         tokens: ids.
         trained: for each token, whether it is learned.
+        answers: contents of the assistant's turns that are learned, in order.
     """
 
     line: int
     tokens: tuple[int, ...]
     trained: tuple[bool, ...]
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """All rows of a split, and the lines that were dropped or cut because they were too long."""
+    """All rows of a split, and the lines that were dropped or cut because they were too long.
+
+    `groups` holds the rows of each line when a line is a pair (chosen, rejected), else None.
+    """
 
     rows: tuple[TokenRow, ...]
     dropped_lines: tuple[int, ...]
     cut_lines: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def leading(self) -> tuple[TokenRow, ...]:
+        """One row of each line: all rows, or the chosen ones."""
+        return self.rows if self.groups is None else tuple(self.rows[g[0]] for g in self.groups)
+
+    def first(self, count: int) -> EncodedRows:
+        """At most so many rows from the start, in whole groups."""
+        if self.groups is None:
+            return replace(self, rows=self.rows[:count])
+        groups = tuple(group for group in self.groups if group[-1] < count)
+        return replace(self, rows=self.rows[: sum(map(len, groups))], groups=groups)
 
 
-def read_conversations(path: Path) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    """Line number and messages of each row of a sealed dataset file."""
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, of which the first `given` are never learned, even where the assistant speaks."""
+
+    messages: Sequence[Mapping[str, Any]]
+    given: int = 0
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Contents of the assistant's turns that are learned."""
+        learned = self.messages[self.given :]
+        return tuple(str(turn["content"]) for turn in learned if turn["role"] == "assistant")
+
+
+def read_conversations(path: Path) -> Iterator[tuple[int, list[Conversation]]]:
+    """Line number and conversations of each row of a sealed dataset file: one, or a pair's two."""
     with path.open(encoding="utf-8") as stream:
         for line, text in enumerate(stream, 1):
-            yield line, json.loads(text)["messages"]
+            row = json.loads(text)
+            if "messages" in row:
+                yield line, [Conversation(row["messages"])]
+                continue
+            prompt = row["prompt"]
+            answers = (row["chosen"], row["rejected"])
+            yield line, [Conversation([*prompt, *answer], len(prompt)) for answer in answers]
 
 
 def encode_rows(
@@ -61,15 +107,16 @@ def encode_rows(
     dropped: list[int] = []
     cut: list[int] = []
     too_long: list[str] = []
-    for line, messages in read_conversations(path):
-        rendered = renderer.render(messages)
-        size = len(rendered.token_ids)
+    groups: list[tuple[int, ...]] = []
+    for line, conversations in read_conversations(path):
+        found = [_encoded(line, conversation, renderer) for conversation in conversations]
+        size = max(len(row.tokens) for row in found)
         if size > max_row_tokens:
             if on_long_row == "drop":
                 dropped.append(line)
                 continue
             shorter = (
-                _cut_prompt(messages, renderer, max_row_tokens)
+                _cut_prompt(conversations, renderer, max_row_tokens)
                 if on_long_row == "cut_prompt"
                 else None
             )
@@ -77,8 +124,9 @@ def encode_rows(
                 too_long.append(f"{path.name}:{line}: {size} tokens")
                 continue
             cut.append(line)
-            rendered = shorter
-        rows.append(TokenRow(line, rendered.token_ids, rendered.trained))
+            found = [_encoded(line, conversation, renderer) for conversation in shorter]
+        groups.append(tuple(range(len(rows), len(rows) + len(found))))
+        rows += found
     if too_long:
         raise DataError(
             f"{len(too_long)} rows are longer than train.max_row_tokens={max_row_tokens}:\n"
@@ -88,35 +136,67 @@ def encode_rows(
             else "cutting them silently could cut their answers",
             fix="raise train.max_row_tokens, or set train.on_long_row to drop or cut_prompt",
         )
-    return EncodedRows(tuple(rows), tuple(dropped), tuple(cut))
+    paired = any(len(group) > 1 for group in groups)
+    return EncodedRows(tuple(rows), tuple(dropped), tuple(cut), tuple(groups) if paired else None)
+
+
+def _encoded(line: int, conversation: Conversation, renderer: ChatRenderer) -> TokenRow:
+    rendered = renderer.render(conversation.messages)
+    given = conversation.messages[: conversation.given]
+    skipped = sum(turn["role"] == "assistant" for turn in given)
+    trained = _without_first(rendered.trained, skipped)
+    return TokenRow(line, rendered.token_ids, trained, conversation.answers)
+
+
+def _without_first(trained: tuple[bool, ...], count: int) -> tuple[bool, ...]:
+    """The mask without its first `count` trained stretches, one for each of the assistant's turns."""
+    if not count:
+        return trained
+    starts = [i for i, on in enumerate(trained) if on and (i == 0 or not trained[i - 1])]
+    if count >= len(starts):
+        return (False,) * len(trained)
+    return (False,) * starts[count] + trained[starts[count] :]
 
 
 def _cut_prompt(
-    messages: Sequence[Mapping[str, Any]], renderer: ChatRenderer, limit: int
-) -> Rendered | None:
-    """The row with its longest user message shortened from the left, or None when that is not enough."""
-    turns = [dict(message) for message in messages]
-    users = [turn for turn in turns if turn["role"] == "user"]
+    conversations: Sequence[Conversation], renderer: ChatRenderer, limit: int
+) -> list[Conversation] | None:
+    """The conversations with their longest user message shortened from the left, the same in all.
+
+    None when that is not enough. They differ in their last turn only.
+    """
+    turns = conversations[0].messages[:-1]
+    users = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
     if not users:
         return None
-    longest = max(users, key=lambda turn: len(turn["content"]))
-    rendered = renderer.render(turns)
-    while len(rendered.token_ids) > limit:
+    place = max(users, key=lambda user: len(turns[user]["content"]))
+    text, found = turns[place]["content"], list(conversations)
+    while True:
+        sizes = [len(renderer.render(conversation.messages).token_ids) for conversation in found]
+        if max(sizes) <= limit:
+            return found
         # Characters per token only steer how much is cut; the token count alone decides when it ends.
-        excess = len(rendered.token_ids) - limit
-        keep = len(longest["content"]) - max(excess, 1)
+        keep = len(text) - max(max(sizes) - limit, 1)
         if keep <= 0:
             return None
-        longest["content"] = longest["content"][-keep:]
-        rendered = renderer.render(turns)
-    return rendered
+        text = text[-keep:]
+        found = [_with_turn(conversation, place, text) for conversation in found]
 
 
-def check_masks(rows: Sequence[TokenRow], path: Path, renderer: ChatRenderer) -> None:
+def _with_turn(conversation: Conversation, place: int, text: str) -> Conversation:
+    messages = [dict(turn) for turn in conversation.messages]
+    messages[place]["content"] = text
+    return Conversation(messages, conversation.given)
+
+
+def check_masks(rows: Sequence[TokenRow], path: Path, renderer: ChatRenderer) -> MaskFigures:
     """Prove that what is trained is the assistants' text and its stop token, and nothing else.
 
+    Returns what was proved.
+
     Raises:
-        TrainingError: a mask is empty or full, decodes to other text, or the stop token is missing.
+        TrainingError: a mask is empty or full, decodes to other text, an answer lost its end, or the
+            stop token is missing.
     """
     if not rows:
         raise TrainingError(
@@ -124,18 +204,13 @@ def check_masks(rows: Sequence[TokenRow], path: Path, renderer: ChatRenderer) ->
             why="every row was dropped, or the file is empty",
             fix="check train.on_long_row and train.max_row_tokens against the data",
         )
-    answers = {
-        line: [str(m["content"]) for m in messages if m["role"] == "assistant"]
-        for line, messages in read_conversations(path)
-    }
-    problems: list[str] = []
-    stopped = 0
-    for row in rows:
-        learned = [token for token, on in zip(row.tokens, row.trained, strict=True) if on]
-        problem = _mask_problem(row, learned, answers[row.line], renderer)
-        if problem:
-            problems.append(f"{path.name}:{row.line}: {problem}")
-        stopped += bool(learned) and learned[-1] in renderer.stop_ids
+    verdicts = [judge(row, row.answers, renderer) for row in rows]
+    problems = [
+        f"{path.name}:{row.line}: {verdict.wrong or verdict.cut}"
+        for row, verdict in zip(rows, verdicts, strict=True)
+        if not verdict.right
+    ]
+    stopped = sum(verdict.stopped for verdict in verdicts)
     if problems:
         raise TrainingError(
             f"the loss mask of {len(problems)} rows is wrong:\n{listed(problems)}",
@@ -149,21 +224,4 @@ def check_masks(rows: Sequence[TokenRow], path: Path, renderer: ChatRenderer) ->
             why="the model would not learn to end its answers",
             fix="use a model whose chat template closes the assistant's turn",
         )
-
-
-def _mask_problem(
-    row: TokenRow, learned: Sequence[int], answers: Sequence[str], renderer: ChatRenderer
-) -> str:
-    if not learned:
-        return "no token is trained"
-    if all(row.trained):
-        return "every token is trained, the prompt too"
-    spoken = "".join(answer.strip() for answer in answers)
-    decoded = renderer.decode([token for token in learned if token not in renderer.stop_ids])
-    if "".join(decoded.split()) != "".join(spoken.split()):
-        if "\ufffd" in decoded:
-            return (
-                f"the model's tokenizer cannot spell the answer {spoken[:60]!r}: some of it is lost"
-            )
-        return f"trained text {decoded[:60]!r} is not the assistant's {spoken[:60]!r}"
-    return ""
+    return MaskFigures(len(rows), sum(sum(row.trained) for row in rows), stopped)

@@ -23,7 +23,7 @@ def show_samples(session: Session, recorder: Recorder, bar: Bar) -> None:
     from tunesmith.engine.backends.transformers import TransformersBackend
 
     plan = session.plan
-    rows = plan.validation.rows[: plan.cadence.sample_rows]
+    rows = plan.validation.leading[: plan.cadence.sample_rows]
     pairs = [_split((row.tokens, row.trained)) for row in rows]
     session.model.eval()
     backend = TransformersBackend(session.model, plan.tokenizer, stop_ids=plan.renderer.stop_ids)

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tunesmith.errors import TrainingError
-from tunesmith.models.load import load_model
-from tunesmith.train import fast
+from tunesmith.models.load import BaseModel
+from tunesmith.store import reach
+from tunesmith.train import fast, randomness
 from tunesmith.train.checkpoint import Checkpoint
-from tunesmith.train.methods import METHODS, trainable
-from tunesmith.train.objectives import OBJECTIVES, Objective
+from tunesmith.train.identity import identity, refuse_another
+from tunesmith.train.methods import METHODS, load_base, trainable
+from tunesmith.train.nonfinite import Failure, NotFinite
+from tunesmith.train.objectives import Measured, Objective, objective_of, total
 from tunesmith.train.plan import TrainPlan
 from tunesmith.train.schedule import learning_rate
+from tunesmith.train.trunk_cache import TrunkCache, served
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Session", "build"]
+    from tunesmith.train.memory import Rehearsal
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+__all__ = ["ModelPlan", "Session", "build", "load_trainable"]
+
+WEIGHT = "weight."
+OPTIMIZER = "optimizer."
+
+
+def go_on() -> None:
+    """Nothing asks for a stop."""
 
 
 @dataclass
@@ -44,78 +59,147 @@ class Session:
     trained_tokens: int = 0
     seconds: float = 0.0
     validation: list[tuple[int, float]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else the objective measured in the last step, by name."""
+    validation_figures: dict[str, float] = field(default_factory=dict)
+    """The same of the last validation."""
+    rehearsal: Rehearsal | None = None
+    """What the longest micro batch took before the first step."""
+    trunk: TrunkCache | None = None
+    """The frozen layers' output of every row, when it is kept."""
 
-    def train_step(self) -> tuple[float, float, float]:
-        """One optimizer step; returns loss per trained token, gradient norm and learning rate.
+    def train_step(self, check: Callable[[], None] = go_on) -> tuple[float, float, float]:
+        """One optimizer step; returns the mean loss, gradient norm and learning rate.
+
+        The loss is a mean over what the objective counts: trained tokens, or pairs.
+
+        Args:
+            check: called before each micro batch; what it raises abandons the step, and leaves the
+                weights and the random state as they were before it.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite; the weights are as before the step.
+            NotFinite: the loss or a gradient is not finite; the weights are as before the step.
         """
-        import torch
-
         step = self.plan.step_at(self.step)
-        normaliser = step.trained_tokens
-        loss = sum(self.objective(self.model, batch, normaliser)[0] for batch in step.micro_batches)
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(
-                self.parameters.values(), self.plan.optimizer.max_grad_norm
-            )
-        )
-        self._check_finite(loss, norm)
+        normaliser = sum(self.objective.count(batch) for batch in step.micro_batches)
+        # Before the backward pass: an optimizer that works inside of it needs the rate there.
         rate = learning_rate(self.plan.optimizer, self.step, self.plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        with self._undone_when_abandoned() as random:
+            reach("step-begin")
+            parts: list[Measured] = []
+            for batch in step.micro_batches:
+                check()
+                reach("step-forward")
+                with served(self.trunk, batch):
+                    parts.append(self.objective(self.model, batch, normaliser))
+                reach("step-gradients")
+            norm = self._clip()
+            reach("step-clip")
+            loss = total(parts).loss
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                batches = step.micro_batches
+                self._not_finite(
+                    Failure("train", self.step, batches, normaliser, random, loss, norm)
+                )
         self.optimizer.step()
+        reach("step-optimizer")
         self.optimizer.zero_grad(set_to_none=False)
         self.step += 1
         self.tokens += step.row_tokens
-        self.trained_tokens += normaliser
+        self.trained_tokens += step.trained_tokens
+        self.figures = total(parts).means()
         return loss / normaliser, norm, rate
 
-    def validation_loss(self) -> float:
-        """Mean cross-entropy in nats over all trained tokens of the validation rows."""
-        self.model.eval()
-        loss, tokens = 0.0, 0
-        for batch in self.plan.validation_batches():
-            batch_loss, batch_tokens = fast.evaluate_microbatch(self.model, batch)
-            loss += batch_loss
-            tokens += batch_tokens
-        self.model.train()
-        return loss / tokens
-
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that the next step depends on: tensors and counters."""
+    def _clip(self) -> float:
+        """Norm of all gradients, before they are scaled down to the largest that is allowed."""
         import torch
 
+        if self.plan.resources.in_backward:
+            return float(self.optimizer.norm())  # type: ignore[attr-defined]
+        limit = self.plan.optimizer.max_grad_norm
+        largest = math.inf if limit is None else limit
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), largest))
+
+    @contextmanager
+    def _undone_when_abandoned(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Whatever ends the block early leaves no gradients and the random state that it gives."""
+        random = randomness.capture()
+        whole = False
+        try:
+            yield random
+            whole = True
+        finally:
+            if not whole:
+                self.optimizer.zero_grad(set_to_none=False)
+                randomness.restore(random)
+
+    def validation_loss(self, check: Callable[[], None] = go_on) -> float:
+        """Mean loss in nats over all validation rows: a trained token, or a pair.
+
+        Args:
+            check: called before each micro batch; what it raises ends the validation.
+
+        Raises:
+            NotFinite: it is not finite.
+        """
+        self.model.eval()
+        try:
+            parts: list[Measured] = []
+            for batch in self.plan.validation_batches():
+                check()
+                with served(self.trunk, batch, "validation"):
+                    parts.append(self.objective.evaluate(self.model, batch))
+                if not math.isfinite(batch_loss := parts[-1].loss):
+                    random = randomness.capture()
+                    self._not_finite(
+                        Failure("validation", self.step, [batch], 1.0, random, batch_loss, 0.0)
+                    )
+        finally:
+            self.model.train()
+        found = total(parts)
+        self.validation_figures = found.means()
+        return found.loss / found.counted
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that the next step depends on: tensors, and facts as JSON values."""
         tensors = {
-            f"weight.{name}": parameter.detach() for name, parameter in self.parameters.items()
+            f"{WEIGHT}{name}": parameter.detach() for name, parameter in self.parameters.items()
         }
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{m}.{name}": moments[m] for m in MOMENTS if m in moments}
-        tensors["random_state"] = torch.get_rng_state()
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{OPTIMIZER}{moment}.{name}"] = value
+        tensors |= randomness.capture()
         facts = {
+            "identity": self.identity,
+            "cursor": self._cursor(),
+            "total_steps": self.plan.total_steps,
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds,
             "validation": self.validation,
         }
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}, facts
+        return _apart(tensors), facts
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put everything back as it was after the checkpoint's step, bit for bit."""
-        import torch
+        """Put everything back as it was after the checkpoint's step, bit for bit.
 
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(checkpoint.tensors[f"weight.{name}"])
-                self.optimizer.state[parameter] = {
-                    m: checkpoint.tensors[f"{m}.{name}"].to(
-                        parameter.device if m != "step" else "cpu"
-                    )
-                    for m in MOMENTS
-                }
-        torch.set_rng_state(checkpoint.tensors["random_state"])
+        Raises:
+            ConfigError: it is a checkpoint of other data or other settings; the message names them.
+        """
+        refuse_another(checkpoint.facts.get("identity", {}), self.identity, str(checkpoint.place))
+        self.restore_weights(checkpoint.tensors)
+        moments: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in checkpoint.tensors.items():
+            if key.startswith(OPTIMIZER):
+                moment, _, name = key.removeprefix(OPTIMIZER).partition(".")
+                device = "cpu" if moment == "step" else self.parameters[name].device
+                # A copy: what was read is mapped from a file that will be deleted.
+                moments.setdefault(name, {})[moment] = tensor.to(device, copy=True)
+        for name, found in moments.items():
+            self.optimizer.state[self.parameters[name]] = found
+        randomness.restore(checkpoint.tensors)
         self.step = checkpoint.step
         self.tokens = checkpoint.facts["tokens"]
         self.trained_tokens = checkpoint.facts["trained_tokens"]
@@ -124,25 +208,94 @@ class Session:
             (int(step), float(loss)) for step, loss in checkpoint.facts["validation"]
         ]
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        import math
+    def restore_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put the trained weights of a checkpoint back, and nothing else."""
+        import torch
 
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        lines = sorted(
-            self.plan.rows.rows[int(index)].line
-            for batch in self.plan.step_at(self.step).micro_batches
-            for index in batch.row_indices
-        )
-        raise TrainingError(
-            f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}",
-            why=f"the step held these lines of train.jsonl: {', '.join(map(str, lines))}",
-            fix="lower train.optimizer.learning_rate, or set train.precision to fp32",
-        )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"{WEIGHT}{name}"])
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What this run is; a checkpoint is only for the run that has the same."""
+        return identity(self.plan)
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and loss of the best validation after at least one step; the earliest of equal ones."""
+        trained = [(loss, step) for step, loss in self.validation if step > 0]
+        return None if not trained else (min(trained)[1], min(trained)[0])
+
+    def _cursor(self) -> dict[str, int]:
+        """Where the next step's rows are: they are a function of these three numbers."""
+        if self.step == self.plan.total_steps:
+            return {"seed": self.plan.seed, "epoch": -1, "step": -1}
+        epoch, first = self.plan.epoch_of(self.step)
+        return {"seed": self.plan.seed, "epoch": epoch, "step": self.step - first}
+
+    def _not_finite(self, failure: Failure) -> NoReturn:
+        rows = self.plan.rows if failure.split == "train" else self.plan.validation
+        members = {int(index) for batch in failure.batches for index in batch.members}
+        raise NotFinite(failure, sorted(rows.rows[index].line for index in members))
 
 
-def build(plan: TrainPlan) -> Session:
-    """Load the model, mark what is trained, put it on the fast path, and make its optimizer."""
+def build(plan: TrainPlan, folder: Path | None = None) -> Session:
+    """Load the model, mark what is trained, put it on the fast path, and make its optimizer.
+
+    `folder` keeps what the objective computes before the first step, for a resumed attempt.
+    """
+    from tunesmith.train.optimizers import build_optimizer
+
+    model, lines = load_trainable(ModelPlan.of(plan))
+    parameters = dict(trainable(model))
+    objective = objective_of(plan.objective)
+    objective.prepare(model, plan, folder)
+    return Session(
+        plan,
+        model,
+        build_optimizer(
+            plan.optimizer,
+            list(parameters.values()),
+            in_backward=plan.resources.in_backward,
+        ),
+        objective,
+        parameters,
+        lines,
+    )
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each contiguous and in memory of its own, as safetensors wants them (8-bit moments share tables)."""
+    apart: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return apart
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What decides the model that is trained: of a `TrainPlan`, or what a bundle kept of one."""
+
+    base: BaseModel
+    method: Any
+    precision: str
+    device: str
+    threads: int
+    seed: int
+    fast: bool
+
+    @classmethod
+    def of(cls, plan: TrainPlan) -> ModelPlan:
+        """The model's part of a plan."""
+        return cls(**{f.name: getattr(plan, f.name) for f in fields(cls)})
+
+
+def load_trainable(plan: ModelPlan) -> tuple[Any, list[str]]:
+    """The model with its trained weights as they are before the first step, and what is fast in it."""
     import torch
     from accelerate import Accelerator
 
@@ -150,33 +303,8 @@ def build(plan: TrainPlan) -> Session:
     torch.manual_seed(plan.seed)
     dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
     prepare = METHODS.load(plan.method.kind)
-    model = prepare(load_model(plan.base, dtype), plan.method, plan.seed)
+    model = prepare(load_base(plan.base, dtype, plan.method), plan.method, plan.seed)
     model = model.to(Accelerator(cpu=plan.device == "cpu").device)
     model.train()
     lines = fast.apply(model).lines() if plan.fast else ["off: train.fast is false"]
-    parameters = dict(trainable(model))
-    return Session(
-        plan,
-        model,
-        _adamw(plan, parameters),
-        OBJECTIVES.load(plan.objective),
-        parameters,
-        lines,
-    )
-
-
-def _adamw(plan: TrainPlan, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
-    import torch
-
-    config = plan.optimizer
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-    )
+    return model, lines

@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tunesmith.config import Recipe
-from tunesmith.store import Artifact, Run, storage_errors
+from tunesmith.models.memory import Recompute
+from tunesmith.store import Artifact, Run, reach, storage_errors
 from tunesmith.telemetry import EventLog, Recorder, console, progress
-from tunesmith.train import checkpoint, curve
+from tunesmith.train import checkpoint, curve, trunk_cache
 from tunesmith.train.loop import fit
+from tunesmith.train.memory import rehearse
 from tunesmith.train.methods import save_trained
 from tunesmith.train.plan import TrainPlan, plan_training
+from tunesmith.train.quantised import quantised_base
 from tunesmith.train.session import Session, build
 
 __all__ = ["TrainResult", "run"]
 
 CHECKPOINTS = "scratch/checkpoints"
 CHOICE = "scratch/choice.json"
+REFERENCES = "scratch/references.safetensors"
+TRUNK = "scratch/trunk/states"
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class TrainResult:
         steps: optimizer steps.
         train_tokens: row tokens seen, without padding, over all epochs.
         tokens_per_second: `train_tokens` by the time spent in steps.
-        validation_loss: nats a trained token, after the last step.
+        validation_loss: nats a trained token, of the sealed weights.
         first_validation_loss: the same before the first step.
     """
 
@@ -57,24 +65,54 @@ def run(recipe: Recipe, at: Run, dataset: Artifact) -> TrainResult:
     chosen = json.loads(choice.read_text()) if at.resumed and choice.is_file() else None
     plan = plan_training(recipe, dataset, chosen)
     # Measured anew, a resumed run might choose otherwise and no longer equal the straight one.
-    at.write_json(CHOICE, {"precision": plan.precision, "threads": plan.threads})
+    at.write_json(CHOICE, plan.resources.as_choice() | _earlier_recompute(chosen))
     out = console()
     _say_plan(plan, out.print)
-    session = build(plan)
+    session = build(plan, at.path(REFERENCES).parent)
+    _rehearse(session, at, chosen, out.print)
     found = checkpoint.latest(at.dir / CHECKPOINTS) if at.resumed else None
     if found:
         session.restore(found)
         out.print(f"going on after step {session.step} of {plan.total_steps}")
+    _keep_trunk(session, at)
     events = at.path("events.jsonl")
     with storage_errors(events):
         recorder = Recorder(EventLog(events), at.path("tensorboard"), first_step=session.step)
         with recorder:
             recorder.note(
-                "attempt", from_step=session.step, plan=_plan_facts(plan), fast=session.fast_lines
+                "attempt", from_step=session.step, plan=_run_facts(session), fast=session.fast_lines
             )
             with progress("train", plan.total_steps, start=session.step, unit="steps") as bar:
                 fit(session, at.path(CHECKPOINTS), recorder, bar)
     return _seal(session, at, dataset)
+
+
+def _rehearse(session: Session, at: Run, chosen: Mapping[str, Any] | None, say: Any) -> None:
+    """Run the longest micro batch, so that memory runs out now or never."""
+    kept = _earlier_recompute(chosen).get("recompute")
+    session.rehearsal = rehearse(session, Recompute(*kept) if kept else None)
+    recompute = session.rehearsal.recompute
+    at.write_json(
+        CHOICE,
+        session.plan.resources.as_choice() | {"recompute": [recompute.mlp, recompute.whole]},
+    )
+    say(session.rehearsal.line())
+
+
+def _earlier_recompute(chosen: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"recompute": chosen["recompute"]} if chosen and "recompute" in chosen else {}
+
+
+def _keep_trunk(session: Session, at: Run) -> None:
+    """Compute the frozen layers' output of every row once; its time counts as training time."""
+    began = time.perf_counter()
+    place = at.path(TRUNK).parent
+    request = trunk_cache.request_of(session, place)
+    session.trunk, line = trunk_cache.prepare(session.model, request, place)
+    if line:
+        session.seconds += time.perf_counter() - began
+        session.fast_lines.append(line)
+        console().print(line, soft_wrap=True, markup=False)
 
 
 def _say_plan(plan: TrainPlan, say: Any) -> None:
@@ -84,9 +122,13 @@ def _say_plan(plan: TrainPlan, say: Any) -> None:
         f"{plan.base.name}, {plan.method.kind}, {plan.precision} on {plan.device} with {plan.threads} threads: "
         f"{len(plan.rows.rows)} rows, {tokens} tokens ({learned} trained), {plan.total_steps} steps"
     )
-    if plan.precision_choice:
-        choice = plan.precision_choice
-        say(f"measured here: bf16 {choice.bf16_gflops:.0f}, fp32 {choice.fp32_gflops:.0f} GFLOP/s")
+    for split, found in plan.proved.items():
+        say(
+            f"proved on all {found.rows} {split} rows: masks decode to the assistant's text and nothing "
+            f"else, no answer is cut, the stop token is trained in {found.stopped_rows}"
+        )
+    for line in plan.resources.told:
+        say(line if line.startswith("fit: ") else f"measured here: {line}")
     for what, lines in (("dropped", plan.rows.dropped_lines), ("cut", plan.rows.cut_lines)):
         if lines:
             say(
@@ -94,10 +136,16 @@ def _say_plan(plan: TrainPlan, say: Any) -> None:
             )
 
 
+def _run_facts(session: Session) -> dict[str, Any]:
+    found = session.rehearsal
+    return _plan_facts(session.plan) | {"memory": asdict(found) if found else None}
+
+
 def _plan_facts(plan: TrainPlan) -> dict[str, Any]:
     return {
         "base": {"name": plan.base.name, "sha256": plan.base.sha256},
-        "objective": plan.objective,
+        "objective": plan.objective.kind,
+        "objective_settings": plan.objective.model_dump(mode="json"),
         "method": plan.method.model_dump(mode="json"),
         "optimizer": plan.optimizer.model_dump(mode="json"),
         "total_steps": plan.total_steps,
@@ -107,26 +155,39 @@ def _plan_facts(plan: TrainPlan) -> dict[str, Any]:
         "precision_measured": asdict(plan.precision_choice) if plan.precision_choice else None,
         "device": plan.device,
         "threads": plan.threads,
+        "measured": dict(plan.resources.measured),
+        "optimizer_in_backward": plan.resources.in_backward,
         "seed": plan.seed,
         "rows": len(plan.rows.rows),
         "dropped_lines": list(plan.rows.dropped_lines),
         "cut_lines": list(plan.rows.cut_lines),
+        "proved": {split: asdict(found) for split, found in plan.proved.items()},
     } | plan.renderer.as_facts()
 
 
 def _seal(session: Session, at: Run, dataset: Artifact) -> TrainResult:
     plan = session.plan
+    kept = _keep_wanted(session, at.dir / CHECKPOINTS)
+    if kept["sealed_step"] != session.step:
+        console().print(
+            f"sealing the weights after step {kept['sealed_step']}, the best validation"
+        )
     folder = "adapter" if plan.method.kind != "full" else "model"
     target = at.path(f"{folder}/config.json").parent
     train, validation = curve.read_curve(at.path("events.jsonl"))
     with storage_errors(target):
+        reach("trained-begin")
         save_trained(session.model, plan.tokenizer, target, base_name=plan.base.name)
+        reach("trained-end")
         with at.writing("loss.png") as picture:
-            curve.draw_png(train, validation, picture, f"{plan.base.name}, {plan.method.kind}")
+            title = f"{plan.base.name}, {plan.method.kind}"
+            curve.draw_png(train, validation, picture, title, session.objective.unit)
+    quantised = _quantised(session, kept["validation_loss"])
     speed = session.tokens / session.seconds
     peak = peak_rss_bytes()
     artifact = at.finish(
-        _plan_facts(plan)
+        _run_facts(session)
+        | quantised
         | {
             "steps": session.step,
             "epochs": _epochs_done(plan),
@@ -136,21 +197,63 @@ def _seal(session: Session, at: Run, dataset: Artifact) -> TrainResult:
             "seconds": session.seconds,
             "peak_rss_bytes": peak,
             "first_validation_loss": session.validation[0][1],
-            "validation_loss": session.validation[-1][1],
+            **kept,
             "fast": session.fast_lines,
             "dataset": dataset.facts.get("name", dataset.dir.name),
         }
     )
-    console().print(curve.draw_terminal(train, validation))
+    console().print(curve.draw_terminal(train, validation, session.objective.unit))
     return TrainResult(
         artifact=artifact,
         steps=session.step,
         train_tokens=session.tokens,
         tokens_per_second=speed,
         peak_rss_bytes=peak,
-        validation_loss=session.validation[-1][1],
+        validation_loss=kept["validation_loss"],
         first_validation_loss=session.validation[0][1],
     )
+
+
+def _quantised(session: Session, loss: float) -> dict[str, Any]:
+    found = quantised_base(session)
+    if found is None:
+        return {}
+    original = found["validation_loss_on_original"]
+    if original is not None:
+        console().print(
+            f"validation loss {loss:.4f} on the quantised base that was trained on, {original:.4f} on "
+            "the original one, which evaluation and export use"
+        )
+    return {"quantised_base": found}
+
+
+def _keep_wanted(session: Session, checkpoints: Path) -> dict[str, Any]:
+    """Put the weights that are to be sealed into the model; facts of which they are.
+
+    When the best checkpoint is damaged, the best of those that are whole is taken.
+    """
+    last_step, last_loss = session.validation[-1]
+    best = session.best()
+    assert best is not None
+    facts: dict[str, Any] = {
+        "sealed": session.plan.cadence.keep,
+        "sealed_step": last_step,
+        "validation_loss": last_loss,
+        "best_step": best[0],
+        "best_validation_loss": best[1],
+        "last_validation_loss": last_loss,
+    }
+    if session.plan.cadence.keep == "last" or best[0] == last_step:
+        return facts
+    by_loss = sorted((loss, step) for step, loss in session.validation if 0 < step < last_step)
+    for loss, step in by_loss:
+        if loss >= last_loss:
+            break
+        found = checkpoint.at_step(checkpoints, step)
+        if found is not None:
+            session.restore_weights(found.tensors)
+            return facts | {"sealed_step": step, "validation_loss": loss}
+    return facts
 
 
 def _epochs_done(plan: TrainPlan) -> float:

@@ -2,8 +2,8 @@
 
 Kept for the backward pass: the input (which the layer below holds anyway), the joint projections
 and the adapters' small products. The normed rows, the product of SwiGLU (Shazeer 2020, arXiv
-2002.05202) and, unless asked for, everything inside attention are made again: that costs less time
-than it saves memory, and all that is kept has the same size in every step.
+2002.05202) and everything inside attention are made again: that costs less time than it saves
+memory, and all that is kept has the same size in every step.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.train.fast.lora import LoraGroup, interleave
-from tunesmith.train.fast.norm import rms_backward, rms_forward, rms_hat
-from tunesmith.train.fast.segments import SegmentPlan, attend, attend_backward
+from tunesmith.train.fast.gated import gated_backward, gated_forward
+from tunesmith.train.fast.lora import Grads, LoraGroup, interleave
+from tunesmith.train.fast.norm import rms_backward, rms_forward
+from tunesmith.train.fast.segments import SegmentPlan
 
 __all__ = ["AttentionBlock", "MlpBlock", "attention_block", "mlp_block"]
 
@@ -29,8 +30,6 @@ class AttentionBlock:
     eps: float
     qkv: LoraGroup
     out: LoraGroup
-    keep: bool
-    """Keep rotated heads, attention weights and head outputs instead of making them again."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +68,25 @@ class _AttentionFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, block: AttentionBlock, plan: SegmentPlan, *parameters: Tensor
     ) -> Tensor:
         normed, inverse = rms_forward(x, block.norm_weight, block.eps)
-        qkv = _with_zero_row(x.shape[0], x, block.qkv.weight.shape[0])
+        qkv = _with_zero_row(x.shape[0], x, block.qkv.out_features)
         _, u = block.qkv.forward(normed, qkv[:-1])
-        heads, saved = attend(qkv, plan)
+        heads, kept = plan.attend(qkv)
         y, u_out = block.out.forward(heads)
         ctx.block, ctx.plan = block, plan
-        kept = [heads, *saved] if block.keep else [qkv]
-        ctx.save_for_backward(x, inverse, u, u_out, *kept)
+        ctx.save_for_backward(x, inverse, u, u_out, qkv, kept)
         return y.add_(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         block: AttentionBlock = ctx.block
-        x, inverse, u, u_out, *kept = ctx.saved_tensors
-        heads, saved = (kept[0], kept[1:]) if block.keep else attend(kept[0], ctx.plan)
-        dheads = _with_zero_row(x.shape[0], x, heads.shape[1])
+        x, inverse, u, u_out, qkv, kept = ctx.saved_tensors
+        dy = dy.contiguous()
+        dheads = _with_zero_row(x.shape[0], x, block.out.in_features)
         _, du_out, grads_b_out = block.out.backward(dy, u_out, True, dheads[:-1])
+        heads, dqkv = ctx.plan.attend_backward(qkv, dheads, kept)
         grads_out = interleave(block.out.grads_of_a(du_out, heads), grads_b_out)
-        dqkv = attend_backward(dheads, ctx.plan, saved)
-        need_dx = ctx.needs_input_grad[0]
-        dnormed, du, grads_b = block.qkv.backward(dqkv, u, need_dx)
-        hat = rms_hat(x, inverse)
-        grads = interleave(block.qkv.grads_of_a(du, hat, block.norm_weight), grads_b)
-        dx = None
-        if dnormed is not None:
-            dx = rms_backward(dnormed, hat, inverse, block.norm_weight).add_(dy).to(x.dtype)
+        dx, grads = _through_norm(block.qkv, block.norm_weight, dqkv, (x, inverse, u), dy, ctx)
         return (dx, None, None, *grads, *grads_out)
 
 
@@ -103,9 +95,7 @@ class _MlpFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, block: MlpBlock, *parameters: Tensor) -> Tensor:
         normed, inverse = rms_forward(x, block.norm_weight, block.eps)
         gate_up, u = block.gate_up.forward(normed)
-        gate, up = gate_up.chunk(2, -1)
-        hidden = torch.nn.functional.silu(gate).mul_(up)
-        y, u_down = block.down.forward(hidden)
+        y, u_down = block.down.forward(gated_forward(gate_up))
         ctx.block = block
         ctx.save_for_backward(x, inverse, u, gate_up, u_down)
         return y.add_(x)
@@ -115,21 +105,34 @@ class _MlpFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         block: MlpBlock = ctx.block
         x, inverse, u, gate_up, u_down = ctx.saved_tensors
+        dy = dy.contiguous()
         dhidden, du_down, grads_b_down = block.down.backward(dy, u_down, True)
         assert dhidden is not None
-        gate, up = gate_up.chunk(2, -1)
-        activated = torch.nn.functional.silu(gate)
-        hidden = activated * up
-        grads_down = interleave(block.down.grads_of_a(du_down, hidden), grads_b_down)
         # The gradients take the storage of gate and up, which nothing reads after this.
-        dgate = torch.mul(dhidden, up, out=hidden)
-        torch.mul(dhidden, activated, out=up)
-        torch.ops.aten.silu_backward.grad_input(dgate, gate, grad_input=gate)
-        need_dx = ctx.needs_input_grad[0]
-        dnormed, du, grads_b = block.gate_up.backward(gate_up, u, need_dx)
-        hat = rms_hat(x, inverse)
-        grads = interleave(block.gate_up.grads_of_a(du, hat, block.norm_weight), grads_b)
-        dx = None
-        if dnormed is not None:
-            dx = rms_backward(dnormed, hat, inverse, block.norm_weight).add_(dy).to(x.dtype)
+        hidden = gated_backward(dhidden, gate_up)
+        grads_down = interleave(block.down.grads_of_a(du_down, hidden), grads_b_down)
+        dx, grads = _through_norm(
+            block.gate_up, block.norm_weight, gate_up, (x, inverse, u), dy, ctx
+        )
         return (dx, None, *grads, *grads_down)
+
+
+def _through_norm(
+    group: LoraGroup,
+    norm_weight: Tensor,
+    dy: Tensor,
+    kept: tuple[Tensor, Tensor, Tensor | None],
+    residual: Tensor,
+    ctx: Any,
+) -> tuple[Tensor | None, Grads]:
+    """Backward through projections of normed rows: gradient of x plus `residual`, and the adapters'."""
+    x, inverse, u = kept
+    dnormed, du, grads_b = group.backward(dy, u, ctx.needs_input_grad[0])
+    if du is not None:
+        # The normed rows are x * inverse * weight: the factor a row goes to the narrow side.
+        du.mul_(inverse)
+    grads = interleave(group.grads_of_a(du, x, norm_weight), grads_b)
+    dx = None
+    if dnormed is not None:
+        dx = rms_backward(dnormed, x, inverse, norm_weight, residual)
+    return dx, grads

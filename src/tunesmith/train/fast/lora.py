@@ -4,7 +4,8 @@
 
 W is frozen, so no gradient of it is made and nothing is kept for one; kept are x (once for all
 members) and u = x Aᵀ. A and B stay in their own precision (fp32 masters) and are cast to the
-precision of W for the products.
+precision of the products. W is a dense matrix, or NF4 (Dettmers et al. 2023, arXiv 2305.14314) that
+is made dense at each use, forward and backward, in one piece of memory that all groups share.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.models.nf4 import Nf4Linear
+from tunesmith.train.fast.kernels import find_kernels
+
 __all__ = ["LoraGroup", "Projection", "linear_with_lora", "read_projection"]
 
 Grads = list[Tensor | None]
@@ -23,7 +27,10 @@ Grads = list[Tensor | None]
 
 @dataclass
 class Projection:
-    """One linear layer: frozen (out, in) weight, optional bias, optional adapter A (r, in), B (out, r)."""
+    """One linear layer: frozen (out, in) weight, optional bias, optional adapter A (r, in), B (out, r).
+
+    The base is a plain or an NF4 linear layer.
+    """
 
     base: nn.Linear
     a: nn.Parameter | None
@@ -33,7 +40,7 @@ class Projection:
 
 def read_projection(module: nn.Module) -> Projection | str:
     """The parts of a plain or PEFT linear layer, or the reason why the fast path cannot hold for it."""
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear or type(module) is Nf4Linear:
         return _checked(Projection(module, None, None, 0.0))
     from peft.tuners.lora.layer import Linear as LoraLinear
 
@@ -68,19 +75,24 @@ def _lora_obstacle(module: Any) -> str | None:
 
 def _checked(projection: Projection) -> Projection | str:
     base = projection.base
-    if type(base) is not nn.Linear:
+    if type(base) not in (nn.Linear, Nf4Linear):
         return f"{type(base).__name__} is not a plain linear layer"
     if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
         return "the base weight is trained"
-    if not base.weight.is_floating_point():
+    if not isinstance(base, Nf4Linear) and not base.weight.is_floating_point():
         return f"weight of type {base.weight.dtype}"
     return projection
 
 
 class LoraGroup:
-    """Projections of one input, their frozen weights side by side in one matrix.
+    """Projections of one input, with their frozen weights one below the other.
 
-    The layers' own weights become views of that matrix, so nothing is stored twice.
+    Dense weights lie in one matrix, of which the layers' own become views: nothing is stored twice.
+    NF4 weights stay where they are.
+
+    Attributes:
+        in_features, out_features: columns of the input, and of all outputs together.
+        dtype, device: of the products.
     """
 
     def __init__(self, projections: Sequence[Projection]) -> None:
@@ -88,34 +100,37 @@ class LoraGroup:
         bases = [projection.base for projection in projections]
         self.sizes = [base.out_features for base in bases]
         self.in_features = bases[0].in_features
-        if len(bases) > 1:
-            self.weight = torch.cat([base.weight.detach() for base in bases])
-            for base, part in zip(bases, torch.split(self.weight, self.sizes), strict=True):
-                base.weight.data = part
-        else:
-            self.weight = bases[0].weight.detach()
-        self.bias = _joined_bias(bases)
+        self.out_features = sum(self.sizes)
+        self.dtype, self.device = _compute_type(bases[0]), bases[0].weight.device
+        self._matrix = None if any(isinstance(b, Nf4Linear) for b in bases) else _joined(bases)
+        self._held = [base.weight.data_ptr() for base in bases]
+        self.bias = _joined_bias(bases, self.dtype)
         self.trained = [p for p in projections if p.a is not None]
         self.parameters = [w for p in self.trained for w in (p.a, p.b) if w is not None]
 
+    @property
+    def weight(self) -> Tensor:
+        """(sum of outputs, in). That of NF4 layers is only good until a group's weight is next read."""
+        if self._matrix is not None:
+            return self._matrix
+        return _made_dense([projection.base for projection in self.projections], self.dtype)
+
     def is_current(self) -> bool:
         """False when a layer's weight was replaced (moved, cast, merged) after the group was made."""
-        offset = 0
-        for projection, size in zip(self.projections, self.sizes, strict=True):
-            if projection.base.weight.data_ptr() != self.weight[offset].data_ptr():
-                return False
-            offset += size
-        return True
+        bases = [projection.base for projection in self.projections]
+        return self._held == [base.weight.data_ptr() for base in bases] and self.dtype == (
+            _compute_type(bases[0])
+        )
 
     def release(self) -> None:
         """Give each layer a weight of its own again."""
-        if len(self.projections) > 1:
+        if self._matrix is not None and len(self.projections) > 1:
             for projection in self.projections:
                 projection.base.weight.data = projection.base.weight.data.clone()
 
     def stacked_a(self) -> Tensor:
-        """(sum of ranks, in) in the precision of the weight."""
-        dtype = self.weight.dtype
+        """(sum of ranks, in) in the precision of the products."""
+        dtype = self.dtype
         rows = [p.a.detach() for p in self.trained if p.a is not None]
         return rows[0].to(dtype) if len(rows) == 1 else torch.cat(rows).to(dtype)
 
@@ -185,14 +200,61 @@ class LoraGroup:
         ]
 
 
-def _joined_bias(bases: Sequence[nn.Linear]) -> Tensor | None:
+def _compute_type(base: nn.Linear) -> torch.dtype:
+    return base.compute_dtype if isinstance(base, Nf4Linear) else base.weight.dtype
+
+
+def _joined(bases: Sequence[nn.Linear]) -> Tensor:
+    """One matrix of all weights; the layers' own become views of it."""
+    if len(bases) == 1:
+        return bases[0].weight.detach()
+    matrix = torch.cat([base.weight.detach() for base in bases])
+    sizes = [base.out_features for base in bases]
+    for base, part in zip(bases, torch.split(matrix, sizes), strict=True):
+        base.weight.data = part
+    return matrix
+
+
+def _joined_bias(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor | None:
     if all(base.bias is None for base in bases):
         return None
     parts = [
-        base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach()
+        base.weight.new_zeros(base.out_features, dtype=dtype)
+        if base.bias is None
+        else base.bias.detach()
         for base in bases
     ]
     return torch.cat(parts)
+
+
+_scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+"""Memory for the dense weight in use, as large as the largest group's."""
+
+
+def _made_dense(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
+    """All weights one below the other, (sum of outputs, in), in memory that the next call reuses."""
+    width, rows = bases[0].in_features, sum(base.out_features for base in bases)
+    device = bases[0].weight.device
+    held = _scratch.get((dtype, device))
+    if held is None or held.numel() < rows * width:
+        held = _scratch[dtype, device] = torch.empty(rows * width, dtype=dtype, device=device)
+    matrix = held[: rows * width].view(rows, width)
+    sizes = [base.out_features for base in bases]
+    for base, part in zip(bases, torch.split(matrix, sizes), strict=True):
+        if isinstance(base, Nf4Linear):
+            _dequantise(base, part)
+        else:
+            part.copy_(base.weight.detach())
+    return matrix
+
+
+def _dequantise(base: Nf4Linear, out: Tensor) -> None:
+    kernels = find_kernels(out)
+    if kernels is None or base.reads_original:
+        base.write_dense(out)
+        return
+    scales = base.block_scales()
+    kernels("nf4_dense", base.weight.detach(), scales, scales.numel(), base.block_size, out)
 
 
 def interleave(grads_a: Grads, grads_b: Grads) -> Grads:

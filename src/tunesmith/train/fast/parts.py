@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 __all__ = ["FastPathReport", "FastSwitches"]
+
+MOST_LINES = 3
+"""Modules that are named one by one when they run plain for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,13 @@ class FastSwitches:
     """Norm, gate and up, SwiGLU, down and residual as one function."""
     head_loss: bool = True
     """Head and cross-entropy on trained positions only, its gradient made in the forward pass."""
-    keep_attention: bool = False
-    """Keep what is inside attention for the backward pass: a little faster, a quarter more memory."""
+    packed_attention: bool = True
+    """Rows end to end also where `attention_block` does not hold, by transformers' attention registry."""
 
     @classmethod
     def plain(cls) -> FastSwitches:
         """Everything off: the Hugging Face forward pass on padded rows."""
-        return cls(lora_linear=False, attention_block=False, mlp_block=False, head_loss=False)
+        return cls(**{switch.name: False for switch in fields(cls)})
 
 
 @dataclass
@@ -36,11 +39,8 @@ class FastPathReport:
     """Part -> number of modules on the fast path."""
     plain: dict[str, str] = field(default_factory=dict)
     """`part: module name` -> why the plain path runs there."""
-
-    @property
-    def packed(self) -> bool:
-        """True when rows are laid end to end; False when they are padded to a rectangle."""
-        return self.fast.get("attention_block", 0) > 0
+    packed: bool = False
+    """True when rows are laid end to end; False when they are padded to a rectangle."""
 
     def add(self, part: str, name: str, reason: str | None) -> None:
         """Count a module as fast (`reason` None) or note why it is plain."""
@@ -50,6 +50,14 @@ class FastPathReport:
             self.plain[f"{part}: {name}"] = reason
 
     def lines(self) -> list[str]:
-        """One line a part that is fast, one a module that is not."""
-        fast = [f"{part}: fast in {count} modules" for part, count in sorted(self.fast.items())]
-        return fast + [f"{name}: plain, {reason}" for name, reason in sorted(self.plain.items())]
+        """One line a part that is fast, one a module that is not; many with one reason share a line."""
+        lines = [f"{part}: fast in {count} modules" for part, count in sorted(self.fast.items())]
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, reason in self.plain.items():
+            part, _, module = name.partition(": ")
+            alike.setdefault((part, reason), []).append(module)
+        for (part, reason), modules in sorted(alike.items()):
+            if len(modules) > MOST_LINES:
+                modules = [f"{len(modules)} modules, {modules[0]} to {modules[-1]}"]
+            lines += [f"{part}: {module}: plain, {reason}" for module in modules]
+        return lines

@@ -1,18 +1,34 @@
-"""One micro batch: rows in, loss and adapter gradients out."""
+"""One micro batch: rows in, loss and gradients out."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunesmith.store import reach
+from tunesmith.train.fast.attention import PackedLayout, packed_inputs
 from tunesmith.train.fast.head import head_loss
 from tunesmith.train.fast.segments import SegmentPlan, plan_segments, table_length
-from tunesmith.train.fast.swap import FastPath, fast_path_of
-from tunesmith.train.packing import IGNORED, MicroBatch
+from tunesmith.train.fast.swap import FastPath, causal_model, fast_path_of
+from tunesmith.train.packing import IGNORED, Ints, MicroBatch
 
-__all__ = ["evaluate_microbatch", "microbatch_loss", "train_microbatch"]
+__all__ = [
+    "evaluate_microbatch",
+    "in_step",
+    "microbatch_loss",
+    "packed_hidden",
+    "plain_logits",
+    "train_microbatch",
+]
+
+STATE = ("active", "batch", "longest", "plan", "layout")
+"""What `in_step` sets on a `FastPath`, and puts back."""
 
 
 def train_microbatch(model: nn.Module, batch: MicroBatch, normaliser: float) -> tuple[float, int]:
@@ -27,8 +43,10 @@ def train_microbatch(model: nn.Module, batch: MicroBatch, normaliser: float) -> 
     Raises:
         ValueError: `normaliser` is not positive; weights were moved, cast or merged since `apply`.
     """
-    loss = microbatch_loss(model, batch, normaliser)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with in_step(model, batch):
+        loss = microbatch_loss(model, batch, normaliser)
+        reach("step-backward")
+        loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()) * normaliser, batch.trained_tokens
 
 
@@ -42,96 +60,160 @@ def microbatch_loss(model: nn.Module, batch: MicroBatch, normaliser: float) -> T
     """Sum of cross-entropies over `normaliser`, differentiable, by the fast parts that `apply` found.
 
     A model without a fast path runs plain: padded rows, all logits.
+
+    Raises:
+        ValueError: `normaliser` is not positive; weights were moved, cast or merged since `apply`.
     """
     if normaliser <= 0:
         raise ValueError(f"normaliser={normaliser} is not positive")
+    with in_step(model, batch) as path:
+        if path is None or path.head is None:
+            return _plain_head_loss(model, path, batch, normaliser)
+        hidden = packed_hidden(model, batch)
+        positions = torch.from_numpy(batch.head_positions).to(hidden.device)
+        targets = torch.from_numpy(batch.head_labels).to(hidden.device)
+        weight = path.head.weight.detach()
+        return head_loss(hidden, weight, positions, targets, normaliser, path.form)
+
+
+def packed_hidden(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The model's last hidden states, (positions, hidden), differentiable: what its head multiplies.
+
+    They stand where the batch's labels and `head_positions` want them, whether the rows ran packed
+    or padded. On the padded end they mean nothing, and in segments that only others go on from they
+    must not be trained. Keep `in_step` open until after the backward pass.
+
+    Raises:
+        ValueError: weights were moved, cast or merged since `apply`.
+    """
+    trunk = causal_model(model).base_model
+    device = next(iter(trunk.parameters())).device
+    with in_step(model, batch) as path:
+        if path is not None and path.packed:
+            packed: Tensor = trunk(**_packed(path, batch, device)).last_hidden_state[0]
+            return packed
+        ids, _, mask = _rectangle(batch)
+        rows: Tensor = trunk(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state
+        places = torch.from_numpy(_places(batch, rows.shape[1])).to(device)
+        return rows.reshape(-1, rows.shape[-1]).index_select(0, places)
+
+
+@contextmanager
+def in_step(model: nn.Module, batch: MicroBatch) -> Iterator[FastPath | None]:
+    """While it is open the fast parts are on, for this batch; afterwards the model is its own again.
+
+    May be nested. The backward pass belongs inside: a layer whose activations are made again runs
+    forward there.
+
+    Raises:
+        ValueError: weights were moved, cast or merged since `apply`.
+    """
     path = fast_path_of(model)
-    if path is None:
-        return _plain_loss(model, None, batch, normaliser)
+    if path is None or path.batch is batch:
+        yield path
+        return
     if not all(group.is_current() for group in path.groups):
         raise ValueError("weights were moved, cast or merged after apply(); call remove() first")
-    path.active = True
+    before = {name: getattr(path, name) for name in STATE}
+    path.active, path.batch, path.longest = True, batch, int(batch.row_lengths.max())
+    path.plan, path.layout = _plans(path, batch)
     try:
-        longest = batch.prefix_tokens + int(batch.segment_lengths.max())
-        if path.shape is None or (path.window is not None and longest > path.window):
-            return _plain_loss(model, path, batch, normaliser)
-        return _packed_loss(model, path, batch, normaliser)
+        with path.attention():
+            yield path
     finally:
-        path.active, path.plan = False, None
+        for name, value in before.items():
+            setattr(path, name, value)
 
 
-def _packed_loss(model: Any, path: FastPath, batch: MicroBatch, normaliser: float) -> Tensor:
-    device = next(iter(path.trunk.parameters())).device
-    path.plan = _segment_plan(path, batch)
-    ids = torch.from_numpy(batch.input_ids).to(device)[None]
-    places = torch.from_numpy(batch.position_ids).to(device)[None]
-    # A mask of four dimensions is taken as it is: no (positions x positions) mask is built, and the
-    # attention blocks use the segment plan instead.
-    unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-    hidden = path.trunk(
-        input_ids=ids, position_ids=places, attention_mask=unused, use_cache=False
-    ).last_hidden_state
-    return _loss_of_hidden(model, path, hidden, batch, normaliser)
+def _plans(path: FastPath, batch: MicroBatch) -> tuple[SegmentPlan | None, PackedLayout | None]:
+    """Segments for attention blocks and for the model's own layers; none when rows must be padded."""
+    blocks = path.blocks_only and _within(path.longest, path.blocks_window)
+    if not blocks and (path.interface is None or not _within(path.longest, path.limit)):
+        return None, None
+    plan = None if path.shape is None else _segment_plan(path, batch)
+    if blocks:
+        return plan, None
+    return plan, PackedLayout(batch, next(iter(path.trunk.parameters())).device)
+
+
+def _within(length: int, limit: int | None) -> bool:
+    return limit is None or length <= limit
 
 
 def _segment_plan(path: FastPath, batch: MicroBatch) -> SegmentPlan:
     assert path.shape is not None
     assert path.rotary is not None
     length = table_length(batch)
-    weight = path.groups[0].weight
-    cos, sin = path.rotary(weight, torch.arange(length, device=weight.device)[None])
+    group = path.groups[0]
+    typed = torch.empty(0, dtype=group.dtype, device=group.device)
+    cos, sin = path.rotary(typed, torch.arange(length, device=group.device)[None])
     half = path.shape.head_dim // 2
     tables = (cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
     return plan_segments(batch, path.shape, tables)
 
 
-def _plain_loss(model: Any, path: FastPath | None, batch: MicroBatch, normaliser: float) -> Tensor:
-    """Rows as a right-padded rectangle through the model's own attention."""
-    device = next(iter(model.parameters())).device
-    longest = batch.prefix_tokens + int(batch.segment_lengths.max())
-    count = batch.segment_lengths.size
-    ids = torch.zeros(count, longest, dtype=torch.long)
-    labels = torch.full((count, longest), IGNORED)
-    mask = torch.zeros(count, longest, dtype=torch.long)
-    for row, (inputs, answers) in enumerate(batch.rows()):
-        ids[row, : inputs.size] = torch.from_numpy(inputs)
-        labels[row, : inputs.size] = torch.from_numpy(answers)
-        mask[row, : inputs.size] = 1
-    ids, labels, mask = ids.to(device), labels.to(device), mask.to(device)
-    if path is not None and path.head is not None:
-        hidden = path.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        positions = _padded_positions(labels, batch)
-        targets = torch.from_numpy(batch.head_labels).to(device)
-        flat = hidden.view(-1, hidden.shape[-1])
-        return head_loss(flat, path.head.weight.detach(), positions, targets, normaliser)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return _cross_entropy(logits, labels, normaliser)
+def _packed(path: FastPath, batch: MicroBatch, device: torch.device) -> dict[str, Any]:
+    inputs = packed_inputs(batch, device)
+    if path.layout is None:
+        # A mask of four dimensions is taken as it is: no (positions x positions) mask is built, and
+        # the attention blocks use the segment plan instead.
+        inputs["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+    return inputs
 
 
-def _padded_positions(labels: Tensor, batch: MicroBatch) -> Tensor:
-    """Trained positions of the rectangle in the order of `batch.head_labels`, padded alike."""
-    found = (labels.view(-1) != IGNORED).nonzero().squeeze(1)
-    positions = found.new_zeros(batch.head_labels.size)
-    positions[: found.numel()] = found
-    return positions
-
-
-def _loss_of_hidden(
-    model: Any, path: FastPath, hidden: Tensor, batch: MicroBatch, normaliser: float
+def _plain_head_loss(
+    model: Any, path: FastPath | None, batch: MicroBatch, normaliser: float
 ) -> Tensor:
-    flat = hidden.view(-1, hidden.shape[-1])
-    if path.head is None:
-        labels = torch.from_numpy(batch.labels).to(hidden.device)
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return _cross_entropy(causal.get_output_embeddings()(flat), labels, normaliser)
-    positions = torch.from_numpy(batch.head_positions).to(hidden.device)
-    targets = torch.from_numpy(batch.head_labels).to(hidden.device)
-    return head_loss(flat, path.head.weight.detach(), positions, targets, normaliser)
+    return _cross_entropy(*plain_logits(model, path, batch), normaliser)
+
+
+def plain_logits(model: Any, path: FastPath | None, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Logits by the model's own forward pass, whatever it does to them, and labels of one shape.
+
+    The labels that are not IGNORED come in the order of `batch.head_labels`.
+    """
+    device = next(iter(model.parameters())).device
+    if path is None or not path.packed:
+        ids, labels, mask = (part.to(device) for part in _rectangle(batch))
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits, labels
+    inputs, labels = _packed(path, batch, device), torch.from_numpy(batch.labels)
+    if "logits_to_keep" in inspect.signature(causal_model(model).forward).parameters:
+        inputs["logits_to_keep"] = torch.from_numpy(batch.head_positions).to(device)
+        labels = torch.from_numpy(batch.head_labels)
+    return model(**inputs).logits, labels.to(device)
+
+
+def _rectangle(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows padded on the right: ids, labels and mask, (rows, longest)."""
+    shape = (batch.row_lengths.size, int(batch.row_lengths.max()))
+    ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    for row, (inputs, answers) in enumerate(batch.rows()):
+        ids[row, : inputs.size], labels[row, : inputs.size] = inputs, answers
+        mask[row, : inputs.size] = 1
+    return torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(mask)
+
+
+def _places(batch: MicroBatch, longest: int) -> Ints:
+    """(positions,) where each position stands in the flat rectangle; 0 for the padded end."""
+    places = np.zeros(batch.positions, dtype=np.int64)
+    for row, leaf in enumerate(batch.leaves.tolist()):
+        for segment in batch.chain(leaf):
+            start, size = int(batch.segment_starts[segment]), int(batch.segment_lengths[segment])
+            first = row * longest + int(batch.segment_offsets[segment])
+            places[start : start + size] = np.arange(first, first + size)
+    return places
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, normaliser: float) -> Tensor:
-    flat = logits.view(-1, logits.shape[-1]).float()
+    """In fp32 at least."""
+    flat = logits.reshape(-1, logits.shape[-1])
     total = torch.nn.functional.cross_entropy(
-        flat, labels.view(-1), ignore_index=IGNORED, reduction="sum"
+        flat.to(torch.promote_types(flat.dtype, torch.float32)),
+        labels.reshape(-1),
+        ignore_index=IGNORED,
+        reduction="sum",
     )
     return total / normaliser

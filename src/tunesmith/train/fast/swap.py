@@ -7,24 +7,29 @@ are, and outside of a training step every module runs its own forward pass (so g
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from tunesmith.train.fast.attention import PackedInterface, PackedLayout
 from tunesmith.train.fast.blocks import AttentionBlock, MlpBlock, attention_block, mlp_block
+from tunesmith.train.fast.head import LogitForm
 from tunesmith.train.fast.lora import LoraGroup, Projection, linear_with_lora, read_projection
 from tunesmith.train.fast.parts import FastPathReport, FastSwitches
+from tunesmith.train.fast.probe import head_obstacle, logit_form, packed_obstacle, rope_limit
+from tunesmith.train.fast.recompute import recomputed
 from tunesmith.train.fast.segments import AttentionShape, SegmentPlan
+from tunesmith.train.packing import MicroBatch
 
-__all__ = ["FastPath", "apply", "fast_path_of", "remove"]
+__all__ = ["FastPath", "apply", "causal_model", "fast_path_of", "remove"]
 
-LLAMA_SHAPED = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
-"""Decoder layers whose forward pass is exactly the two blocks of `blocks.py`, read in their source."""
-
-LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "logits_scale")
-"""Config keys by which families change logits after the head; small logits would not show it."""
+LLAMA_SHAPED = frozenset(
+    {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+)
+"""Decoder layers whose forward pass is the two blocks of `blocks.py`, read in their source; where
+attention has more inside (norms of queries and keys), only the second one holds."""
 
 ATTRIBUTE = "tunesmith_fast_path"
 
@@ -39,18 +44,43 @@ class FastPath:
     """The model without its head."""
     head: nn.Linear | None
     """Frozen head of the fast loss; None for the plain loss."""
-    rotary: nn.Module | None
-    shape: AttentionShape | None
-    """Heads of every layer's attention; None when rows must be padded instead of packed."""
-    window: int | None
-    """Longest segment for which attention is not cut by a sliding window."""
+    form: LogitForm
+    """What the model does to the head's product."""
     report: FastPathReport
+    rotary: nn.Module | None = None
+    shape: AttentionShape | None = None
+    """Heads of attention blocks; None when there are none."""
+    blocks_window: int | None = None
+    """Longest row that every attention block holds for; None for any."""
+    blocks_only: bool = False
+    """True when every layer has an attention block."""
+    interface: PackedInterface | None = None
+    """Packed attention of the layers (or rows) that no attention block holds for."""
+    limit: int | None = None
+    """Longest row that may be packed; None for any."""
     groups: list[LoraGroup] = field(default_factory=list)
     swapped: list[nn.Module] = field(default_factory=list)
     active: bool = False
     """True inside of a training step."""
+    batch: MicroBatch | None = None
+    """The batch in flight."""
+    longest: int = 0
+    """Its longest row in positions."""
     plan: SegmentPlan | None = None
-    """Segments of the packed batch in flight."""
+    """Its segments for attention blocks."""
+    layout: PackedLayout | None = None
+    """Its segments for the model's own layers."""
+
+    @property
+    def packed(self) -> bool:
+        """True when the rows in flight are laid end to end."""
+        return self.plan is not None or self.layout is not None
+
+    def attention(self) -> AbstractContextManager[None]:
+        """While it is open, the model's own layers attend to the segments of `layout`, if there is one."""
+        if self.interface is None or self.layout is None:
+            return nullcontext()
+        return self.interface.active(self.layout)
 
 
 def fast_path_of(model: nn.Module) -> FastPath | None:
@@ -70,24 +100,28 @@ def apply(model: nn.Module, switches: FastSwitches) -> FastPathReport:
     """
     if fast_path_of(model) is not None:
         raise ValueError("the model is on the fast path already; call remove() first")
-    causal = _causal_model(model)
+    causal = causal_model(model)
     trunk = causal.base_model
     _own_storage(causal)
     report = FastPathReport()
-    path = FastPath(trunk, None, None, None, None, report)
+    path = FastPath(trunk, None, LogitForm(), report)
     layers = [
         (name, module)
         for name, module in trunk.named_modules()
         if type(module).__name__ in LLAMA_SHAPED
     ]
-    if layers and (switches.attention_block or switches.mlp_block):
-        _swap_layers(path, layers, switches)
+    blocked = _plan_attention(path, layers) if switches.attention_block else {}
+    _plan_packing(path, causal, layers, blocked, switches.packed_attention)
+    lent: set[int] = set()
+    if blocked or (layers and switches.mlp_block):
+        lent = _swap_layers(path, layers, blocked, switches.mlp_block)
     if switches.lora_linear:
-        _swap_linears(path, causal)
+        _swap_linears(path, causal, lent)
     if switches.head_loss:
-        reason = _head_obstacle(causal, trunk)
+        reason = head_obstacle(causal, trunk)
         report.add("head_loss", type(causal).__name__, reason)
-        path.head = None if reason else causal.get_output_embeddings()
+        if reason is None:
+            path.head, path.form = causal.get_output_embeddings(), logit_form(causal)
     object.__setattr__(model, ATTRIBUTE, path)
     return report
 
@@ -101,6 +135,8 @@ def remove(model: nn.Module) -> None:
         del module.forward
     for group in path.groups:
         group.release()
+    if path.interface is not None:
+        path.interface.release()
     object.__delattr__(model, ATTRIBUTE)
 
 
@@ -115,41 +151,85 @@ def _own_storage(model: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _causal_model(model: nn.Module) -> Any:
+def causal_model(model: nn.Module) -> Any:
+    """The causal model inside of a PEFT wrapper, or the model itself."""
     inner: Any = model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def _swap_layers(
-    path: FastPath, layers: list[tuple[str, nn.Module]], switches: FastSwitches
-) -> None:
-    blocks: list[tuple[Any, AttentionBlock | None, MlpBlock | None]] = []
-    attention = switches.attention_block and _plan_attention(path, layers)
+def _plan_attention(path: FastPath, layers: list[tuple[str, nn.Module]]) -> dict[str, int | None]:
+    """The layers that get an attention block, and the longest row that it holds for (None: any)."""
+    blocked: dict[str, int | None] = {}
     for name, layer in layers:
-        one = _attention_weights(layer, path, switches) if attention else None
-        two = _mlp_weights(layer, path, name) if switches.mlp_block else None
+        reason = _attention_obstacle(layer, path.trunk)
+        path.report.add("attention_block", name, reason)
+        if reason is None:
+            blocked[name] = _window(layer)
+            path.shape = _shape_of(layer.self_attn)
+            path.rotary = path.trunk.rotary_emb  # type: ignore[assignment]
+    path.blocks_window = min((one for one in blocked.values() if one is not None), default=None)
+    return blocked
+
+
+def _window(layer: Any) -> int | None:
+    """Sliding window of a layer: its own where layers differ, else the model's."""
+    attention = layer.self_attn
+    found: int | None = getattr(
+        attention, "sliding_window", getattr(attention.config, "sliding_window", None)
+    )
+    return found
+
+
+def _plan_packing(
+    path: FastPath,
+    causal: Any,
+    layers: list[tuple[str, nn.Module]],
+    blocked: dict[str, int | None],
+    wanted: bool,
+) -> None:
+    """Find out whether rows may be packed where no attention block holds."""
+    path.blocks_only = bool(blocked) and len(blocked) == len(layers)
+    if wanted and not (path.blocks_only and path.blocks_window is None):
+        interface = PackedInterface(path.trunk)
+        reason = packed_obstacle(causal, path.trunk, interface)
+        if reason is None:
+            free = [name for name, window in blocked.items() if window is None]
+            path.interface, path.limit = interface, rope_limit(causal.config.get_text_config())
+            path.report.fast["packed_attention"] = len(interface.windows) - len(free)
+        else:
+            interface.release()
+            path.report.add("packed_attention", type(causal).__name__, reason)
+    path.report.packed = path.blocks_only or path.interface is not None
+    if not path.report.packed and blocked:
+        _withdraw(path, blocked)
+
+
+def _withdraw(path: FastPath, blocked: dict[str, int | None]) -> None:
+    """Attention blocks need packed rows: a layer that cannot have them keeps all others from it."""
+    path.report.fast.pop("attention_block")
+    for name in blocked:
+        path.report.add("attention_block", name, "another layer's attention cannot be packed")
+    blocked.clear()
+
+
+def _swap_layers(
+    path: FastPath,
+    layers: list[tuple[str, nn.Module]],
+    blocked: dict[str, int | None],
+    mlp_block: bool,
+) -> set[int]:
+    """Returns the ids of weights whose layers also run without their block, for rows beyond its window."""
+    blocks: list[tuple[Any, AttentionBlock | None, MlpBlock | None]] = []
+    for name, layer in layers:
+        one = _attention_weights(layer, path) if name in blocked else None
+        two = _mlp_weights(layer, path, name) if mlp_block else None
         blocks.append((layer, one, two))
     for layer, one, two in blocks:
         layer.forward = _layer_forward(path, layer, one, two)
         path.swapped.append(layer)
-
-
-def _plan_attention(path: FastPath, layers: list[tuple[str, nn.Module]]) -> bool:
-    """Packed layout needs every layer's attention; one that does not hold makes all of them plain."""
-    reasons = {name: _attention_obstacle(layer, path.trunk) for name, layer in layers}
-    for name, reason in reasons.items():
-        if reason is not None:
-            path.report.add("attention_block", name, reason)
-    if any(reason is not None for reason in reasons.values()):
-        return False
-    attention: Any = layers[0][1].self_attn
-    config: Any = attention.config
-    path.shape = _shape_of(attention)
-    path.rotary = path.trunk.rotary_emb  # type: ignore[assignment]
-    path.window = getattr(config, "sliding_window", None)
-    for name, _ in layers:
-        path.report.add("attention_block", name, None)
-    return True
+    sliding = [one for layer, one, _ in blocks if one is not None and _window(layer) is not None]
+    groups = [group for one in sliding for group in (one.qkv, one.out)]
+    return {id(p.base) for group in groups for p in group.projections}
 
 
 def _shape_of(attention: Any) -> AttentionShape:
@@ -171,6 +251,7 @@ def _attention_obstacle(layer: Any, trunk: Any) -> str | None:
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     checks = {
         f"rotary embedding of type {kind}": kind in ("dynamic", "longrope"),
+        "queries and keys are normed": hasattr(attention, "q_norm"),
         "no rotary embedding": not hasattr(trunk, "rotary_emb"),
         "attention dropout": float(getattr(config, "attention_dropout", 0.0) or 0.0) > 0.0,
         "the norm is trained": layer.input_layernorm.weight.requires_grad,
@@ -178,12 +259,12 @@ def _attention_obstacle(layer: Any, trunk: Any) -> str | None:
     return next((reason for reason, holds in checks.items() if holds), None)
 
 
-def _attention_weights(layer: Any, path: FastPath, switches: FastSwitches) -> AttentionBlock:
+def _attention_weights(layer: Any, path: FastPath) -> AttentionBlock:
     attention, norm = layer.self_attn, layer.input_layernorm
     qkv = _group(path, [attention.q_proj, attention.k_proj, attention.v_proj])
     out = _group(path, [attention.o_proj])
     weight, eps = norm.weight.detach(), float(norm.variance_epsilon)
-    return AttentionBlock(weight, eps, qkv, out, switches.keep_attention)
+    return AttentionBlock(weight, eps, qkv, out)
 
 
 def _mlp_weights(layer: Any, path: FastPath, name: str) -> MlpBlock | None:
@@ -219,29 +300,30 @@ def _group(path: FastPath, modules: list[nn.Module]) -> LoraGroup:
 def _layer_forward(
     path: FastPath, layer: Any, attention: AttentionBlock | None, mlp: MlpBlock | None
 ) -> Forward:
-    original = layer.forward
+    original, window = layer.forward, _window(layer)
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not path.active:
             return original(hidden_states, *args, **kwargs)
         shape, width = hidden_states.shape, hidden_states.shape[-1]
-        if attention is not None and path.plan is not None:
+        fits = window is None or path.longest <= window
+        if attention is not None and path.plan is not None and fits:
             hidden = attention_block(hidden_states.view(-1, width), attention, path.plan)
         else:
             normed = layer.input_layernorm(hidden_states)
             mixed = layer.self_attn(normed, *args, **kwargs)[0]
             hidden = (hidden_states + mixed).view(-1, width)
         if mlp is not None:
-            return mlp_block(hidden, mlp).view(shape)
+            return recomputed(layer, mlp_block, hidden, mlp).view(shape)
         normed = layer.post_attention_layernorm(hidden)
         return (hidden + layer.mlp(normed)).view(shape)
 
     return forward
 
 
-def _swap_linears(path: FastPath, causal: nn.Module) -> None:
-    """LoRA layers that no fast block took get a function of their own."""
-    taken = {id(p.base) for group in path.groups for p in group.projections}
+def _swap_linears(path: FastPath, causal: nn.Module, lent: set[int]) -> None:
+    """LoRA layers that no fast block took, or not for every row, get a function of their own."""
+    taken = {id(p.base) for group in path.groups for p in group.projections} - lent
     for name, module in causal.named_modules():
         if not hasattr(module, "lora_A") or not hasattr(module, "base_layer"):
             continue
@@ -263,30 +345,6 @@ def _linear_forward(path: FastPath, module: Any, group: LoraGroup) -> Forward:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not path.active:
             return original(x, *args, **kwargs)
-        return linear_with_lora(x.to(group.weight.dtype), group).to(x.dtype)
+        return linear_with_lora(x.to(group.dtype), group).to(x.dtype)
 
     return forward
-
-
-def _head_obstacle(causal: Any, trunk: Any) -> str | None:
-    """The fast loss holds when logits are the head's product of the trunk's output: tried on four tokens."""
-    head = causal.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        return f"the head is a {type(head).__name__}"
-    if head.weight.requires_grad or head.bias is not None:
-        return "the head is trained or has a bias"
-    for name in LOGIT_SETTINGS:
-        if getattr(causal.config, name, None) not in (None, 1, 1.0):
-            return f"logits are changed after the head ({name})"
-    ids = torch.arange(1, 5, device=head.weight.device)[None]
-    modes = [(module, module.training) for module in causal.modules()]
-    causal.eval()
-    try:
-        with torch.no_grad():
-            hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
-            logits = causal(input_ids=ids, use_cache=False).logits
-            same = torch.equal(head(hidden), logits)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return None if same else "logits are not the head's product of the trunk's output"

@@ -1,4 +1,4 @@
-"""Several stages in order; the only module that knows two of them.
+"""Several stages in order.
 
 A stage's key is the hash of everything its result depends on: its section of the recipe, the seed,
 the code's format number, and the content of its parents. Its artifact lies in
@@ -31,7 +31,22 @@ from tunesmith.errors import (
 )
 from tunesmith.store import MANIFEST, Artifact, Parent, Run, write_atomically
 
-__all__ = ["STAGES", "Done", "Stage", "Step", "find", "peak_rss_bytes", "plan", "run", "run_stage"]
+__all__ = [
+    "STAGES",
+    "TIMING",
+    "Done",
+    "Project",
+    "Stage",
+    "Step",
+    "attempts",
+    "check",
+    "do_step",
+    "find",
+    "peak_rss_bytes",
+    "plan",
+    "run",
+    "run_stage",
+]
 
 Stage = Literal["data", "train", "evaluate", "export"]
 Action = Literal["reuse", "resume", "run"]
@@ -107,8 +122,8 @@ def plan(recipe: Recipe, *, start: Stage | None = None, until: Stage = "export")
         MissingError: a raw file or the base model is not there.
         ArtifactError: a sealed artifact is damaged.
     """
-    _check(recipe, start, until)
-    project = _Project(recipe, fetch=False)
+    check(recipe, start, until)
+    project = Project(recipe, fetch=False)
     if until != "data":
         project.require_base()
     made: dict[Stage, Artifact] = {}
@@ -141,8 +156,8 @@ def run(
     Raises:
         TunesmithError: whatever a stage raises; the stages before it stay sealed.
     """
-    _check(recipe, start, until)
-    project = _Project(recipe, fetch=True)
+    check(recipe, start, until)
+    project = Project(recipe, fetch=True)
     if until != "data":
         project.require_base()
     made: dict[Stage, Artifact] = {}
@@ -152,7 +167,7 @@ def run(
         step = project.step(stage, made, anew=_is_forced(stage, start))
         if tell is not None:
             tell(step)
-        done.append(_do(recipe, step, made, began=began, resume=True))
+        done.append(do_step(recipe, step, made, began=began, resume=True))
         made[stage] = done[-1].artifact
         if tell_done is not None:
             tell_done(done[-1])
@@ -181,14 +196,16 @@ def run_stage(
         UsedDirectoryError: there is an unfinished run, and `resume` is not set.
         TunesmithError: whatever the stage raises.
     """
-    _check(recipe, None, stage)
-    project = _Project(recipe, fetch=True)
+    check(recipe, None, stage)
+    project = Project(recipe, fetch=True)
     made = _parents(project, stage, spelled)
     began = time.monotonic()
     step = project.step(stage, made, anew=False)
+    if resume and step.action == "run":
+        _refuse_another_run(project.folder, step)
     if tell is not None:
         tell(step)
-    return _do(recipe, step, made, began=began, resume=resume)
+    return do_step(recipe, step, made, began=began, resume=resume)
 
 
 def find(recipe: Recipe, stage: Stage, *, spelled: str = "RECIPE") -> Artifact:
@@ -197,12 +214,12 @@ def find(recipe: Recipe, stage: Stage, *, spelled: str = "RECIPE") -> Artifact:
     Raises:
         MissingError: it is not made yet; the message names the command that makes it.
     """
-    project = _Project(recipe, fetch=False)
+    project = Project(recipe, fetch=False)
     made = _parents(project, stage, spelled)
     return _sealed(project.step(stage, made, anew=False), spelled)
 
 
-def _parents(project: _Project, stage: Stage, spelled: str) -> dict[Stage, Artifact]:
+def _parents(project: Project, stage: Stage, spelled: str) -> dict[Stage, Artifact]:
     made: dict[Stage, Artifact] = {}
     for parent in MADE_FROM[stage]:
         made[parent] = _sealed(project.step(parent, made, anew=False), spelled)
@@ -221,7 +238,7 @@ def _sealed(step: Step, spelled: str) -> Artifact:
 
 
 @dataclass(frozen=True)
-class _Project:
+class Project:
     """A recipe with its folder and base model.
 
     Attributes:
@@ -259,7 +276,7 @@ class _Project:
         parents, inputs = self._made_from(stage, made)
         key = Run.key_of(stage, inputs, parents)
         name = f"{stage}-{key[:12]}"
-        newest = max(_attempts(self.folder, name), default=0)
+        newest = max(attempts(self.folder, name), default=0)
         action: Action
         if anew and newest:
             place, action, why = self.folder / f"{name}-{newest + 1}", "run", "forced by --from"
@@ -296,7 +313,7 @@ class _Project:
         return "run", _what_changed(earlier, inputs, parents) if earlier else "not made yet"
 
 
-def _check(recipe: Recipe, start: Stage | None, until: Stage) -> None:
+def check(recipe: Recipe, start: Stage | None, until: Stage) -> None:
     """Reject what can only fail later: sections that contradict each other."""
     values = recipe.model_dump(mode="json")
     problems = []
@@ -344,10 +361,12 @@ def _is_forced(stage: Stage, start: Stage | None) -> bool:
     return start is not None and STAGES.index(stage) >= STAGES.index(start)
 
 
-def _do(
+def do_step(
     recipe: Recipe, step: Step, made: Mapping[Stage, Artifact], *, began: float, resume: bool
 ) -> Done:
+    """Do a step, or use its artifact again; `began` is when the stage's clock was started."""
     if step.artifact is not None:
+        Run.tidy(step.artifact.dir)
         timing = _timing(step.artifact.dir)
         seconds, peak = timing.get("seconds"), timing.get("peak_rss_bytes")
         return Done(step.stage, step.artifact, True, seconds, peak)
@@ -389,7 +408,7 @@ def _call(stage: Stage, recipe: Recipe, at: Run, made: Mapping[Stage, Artifact])
         export.run(recipe, at, made["data"], made["train"], made["evaluate"])
 
 
-def _attempts(folder: Path, name: str) -> Iterator[int]:
+def attempts(folder: Path, name: str) -> Iterator[int]:
     """Numbers of the attempts that are there; the first has no suffix."""
     for place in folder.glob(f"{name}*"):
         suffix = re.fullmatch(r"(?:-(\d+))?", place.name.removeprefix(name))
@@ -418,15 +437,47 @@ def _newest_sealed(folder: Path, stage: Stage) -> Artifact | None:
 
 
 def _what_changed(old: Artifact, inputs: Mapping[str, Any], parents: Sequence[Parent]) -> str:
-    before, now = dict(_flat(old.inputs)), dict(_flat(inputs))
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys]
-    if [(p.kind, p.sha256) for p in old.parents] != [(p.kind, p.sha256) for p in parents]:
-        hashes = {p.sha256 for p in old.parents}
-        new = [p.kind for p in parents if p.sha256 not in hashes]
-        changes.append(f"changed: {', '.join(dict.fromkeys(new)) or 'fewer parents'}")
+    changes = _changes((old.inputs, old.parents), inputs, parents)
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
     return shown or "not made yet"
+
+
+def _changes(
+    old: tuple[Mapping[str, Any], Sequence[Parent]],
+    inputs: Mapping[str, Any],
+    parents: Sequence[Parent],
+) -> list[str]:
+    before, now = dict(_flat(old[0])), dict(_flat(inputs))
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys]
+    if [(p.kind, p.sha256) for p in old[1]] != [(p.kind, p.sha256) for p in parents]:
+        hashes = {p.sha256 for p in old[1]}
+        new = [p.kind for p in parents if p.sha256 not in hashes]
+        changes.append(f"changed: {', '.join(dict.fromkeys(new)) or 'fewer parents'}")
+    return changes
+
+
+def _refuse_another_run(folder: Path, step: Step) -> None:
+    """`--resume` with other data or settings would begin anew beside the run that was meant."""
+    unfinished = [
+        claim
+        for claim in folder.glob(f"{step.stage}-*/run.json")
+        if not (claim.parent / MANIFEST).is_file()
+    ]
+    if not unfinished or step.inputs is None:
+        return
+    newest = max(unfinished, key=lambda claim: claim.stat().st_mtime)
+    try:
+        found = json.loads(newest.read_text(encoding="utf-8"))
+        old = found["inputs"], tuple(Parent(**parent) for parent in found["parents"])
+    except (ValueError, KeyError, TypeError):
+        return  # A damaged claim cannot be resumed by any settings, and explains nothing.
+    raise ConfigError(
+        f"the unfinished run {newest.parent} is not one of this recipe as it is now:\n"
+        + listed(_changes(old, step.inputs, step.parents)),
+        why="going on with other data or settings would mix two runs",
+        fix="restore what differs, or leave --resume away to begin a new run beside it",
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

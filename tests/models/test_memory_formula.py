@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from tunesmith.config import ModelConfig
 from tunesmith.models.load import resolve_base
-from tunesmith.plan.memory import GIB, METHODS, SHAPES, Shape, largest_that_fits, needs, shape_of
+from tunesmith.models.memory import (
+    GIB,
+    METHODS,
+    SHAPES,
+    Shape,
+    Work,
+    largest_that_fits,
+    needs,
+    shape_of,
+)
 
 # From the models' safetensors files.
 PUBLISHED = {
@@ -80,17 +89,18 @@ def test_adapter_parameters_are_those_that_peft_makes():
 
 @given(shapes, methods, st.integers(16, 8_192))
 def test_more_tokens_never_need_less(shape, method, tokens):
-    less = needs(shape, method, micro_batch_tokens=tokens)
-    more = needs(shape, method, micro_batch_tokens=tokens + 1)
+    less = needs(shape, method, Work(micro_batch_tokens=tokens))
+    more = needs(shape, method, Work(micro_batch_tokens=tokens + 1))
     assert less.total < more.total
     assert less.weights == more.weights
 
 
 @given(shapes)
 def test_lora_needs_less_than_full_and_bf16_less_than_fp32(shape):
-    lora_bf16, lora_fp32, full_bf16, full_fp32 = (needs(shape, m, rank=1).total for m in METHODS)
-    assert lora_bf16 < lora_fp32 < full_fp32
-    assert full_bf16 < full_fp32
+    total = {(m.kind, m.element_bytes): needs(shape, m, Work(rank=1)).total for m in METHODS}
+    assert total["lora", 2] < total["lora", 4] < total["full", 4]
+    assert total["full", 2] < total["full", 4]
+    assert all(total["qlora", size] < total["lora", size] for size in (2, 4))
 
 
 @given(st.integers(GIB // 2, 2_000 * GIB), methods)
@@ -119,7 +129,7 @@ folder = Path(sys.argv[1])
 rows = [{"prompt": f"{k}: " + "one two three " * 20, "completion": "four"} for k in range(40)]
 (folder / "rows.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
 source = {"kind": "files", "train": str(folder / "rows.jsonl")}
-train = {"max_steps": 1, "batch_tokens": 1024, "sample_rows": 0, "precision": sys.argv[2]}
+train = {"max_steps": 1, "batch_tokens": 1024, "micro_batch_tokens": 1024, "sample_rows": 0, "precision": sys.argv[2]}
 train |= {"method": {"kind": sys.argv[3]}, "optimizer": {"learning_rate": 1e-5}}
 values = {"data": {"source": source}, "train": train, "export": {"forms": ["merged"]}}
 recipe = recipe_from({"workspace": str(folder / "runs"), **values})

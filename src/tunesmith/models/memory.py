@@ -4,19 +4,25 @@ With P parameters of w bytes, A adapter parameters, T tokens per forward pass (`
 L layers of hidden size d, feed-forward size f, query width q and key/value width k, vocabulary V,
 H heads, rows of S tokens, and activations of a bytes:
 
-    weights      = P w                       (LoRA: frozen, w = 2 in bf16, 4 in fp32)
-    trainable    = A 4            LoRA       fp32 adapters; nothing more in full fine-tuning
-    gradients    = A 4            LoRA       P w            full
-    optimizer    = A 8            LoRA       P 2 w          full    (AdamW's two moments)
-    activations  = T L (6 d + q + 2 k + 3 f + H S) a
-    logits       = 128 V (a + 8)  LoRA       T V (a + 12)   full
+    weights      = P w                       (frozen under LoRA; w = 2 in bf16, 4 in fp32)
+                   V d w + (rest) 0.53       QLoRA: 4-bit linear weights (Dettmers et al. 2023,
+                                             arXiv 2305.14314: 4 + 0.127 bits a weight), the rest whole
+    trainable    = A 4            (Q)LoRA    fp32 adapters; nothing more in full fine-tuning
+    gradients    = A 4            (Q)LoRA    P w            full, or the largest weight's alone
+                                             when the optimizer works in the backward pass
+    optimizer    = A 8            (Q)LoRA    P 8            full: AdamW's two fp32 moments;
+                                             2.02 instead of 8 with 8-bit moments
+    activations  = T a (L (6 d + q + 2 k + 3 f + H S) - recomputed)
+    logits       = 128 V (a + 8)  (Q)LoRA    T V (a + 12)   full
     runtime      = 0.6 GiB                   torch, transformers and their kernels
 
 The coefficients of `activations` count the tensors that the backward pass of one layer reads: the
 layer's input, both norms' outputs, q, k and v, the attention weights and output, both residuals,
-gate, up and their product. LoRA's head works on 128 answer rows at a time; full fine-tuning keeps
-the logits of every token. The sum is meant to be a little high: measured runs took 0.77 to
-0.86 of it; `tests/plan/test_memory.py` measures again and refuses less than 0.63 or more than 1.25.
+gate, up and their product. A layer whose MLP is computed again keeps d + 3 f less; one that is
+computed again as a whole keeps d alone, and the one layer that is at work is held in full. LoRA's
+head works on 128 answer rows at a time; full fine-tuning keeps the logits of every token. The sum
+is meant to be a little high: measured runs took 0.77 to 0.86 of it;
+`tests/models/test_memory_formula.py` measures again and refuses less than 0.63 or more than 1.25.
 """
 
 from __future__ import annotations
@@ -26,13 +32,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["METHODS", "SHAPES", "Method", "Need", "Shape", "largest_that_fits", "needs"]
+__all__ = [
+    "METHODS",
+    "SHAPES",
+    "Method",
+    "Need",
+    "Recompute",
+    "Shape",
+    "Work",
+    "largest_that_fits",
+    "needs",
+    "shape_of",
+]
 
 GIB = 2**30
 RUNTIME_BYTES = int(0.6 * GIB)
 HEAD_CHUNK_ROWS = 128
 ROW_TOKENS = 256
 """Row length that the attention weights are counted for."""
+FOUR_BIT_BYTES = (4 + 0.127) / 8
+"""Bytes a weight of NF4 with double quantisation."""
+MOMENTS_BYTES = 8.0
+"""Bytes a trained weight of AdamW's two fp32 moments."""
+MOMENTS_8BIT_BYTES = 2 + 2 * 4 / 256
+"""Two 8-bit moments with an fp32 scale each 256 (Dettmers et al. 2022, arXiv 2110.02861)."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +67,59 @@ class Method:
     """
 
     name: str
-    kind: Literal["lora", "full"]
+    kind: Literal["lora", "qlora", "full"]
     element_bytes: int
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """What the backward pass computes again instead of keeping it, counted in layers from the bottom.
+
+    The bottom layers' backward passes come last, when what the others kept is gone.
+
+    Attributes:
+        mlp: layers whose MLP part is computed again; at least `whole`.
+        whole: layers that are computed again from their input.
+    """
+
+    mlp: int = 0
+    whole: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        if not self.mlp:
+            return "nothing is computed again"
+        parts = [f"{self.whole} whole layers"] if self.whole else []
+        if self.mlp > self.whole:
+            parts.append(f"the MLP part of {self.mlp - self.whole} layers")
+        return " and ".join(parts) + " computed again in the backward pass"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What else decides the memory of a step.
+
+    Attributes:
+        micro_batch_tokens: positions per forward pass.
+        rank: of the adapters.
+        row_tokens: length of the longest row.
+        moment_bytes: optimizer state, bytes a trained weight.
+        in_backward: gradients are used and dropped one weight at a time.
+    """
+
+    micro_batch_tokens: int = 1_024
+    rank: int = 16
+    row_tokens: int = ROW_TOKENS
+    recompute: Recompute = Recompute()
+    moment_bytes: float = MOMENTS_BYTES
+    in_backward: bool = False
 
 
 METHODS = (
     Method("LoRA r=16, bf16", "lora", 2),
     Method("LoRA r=16, fp32", "lora", 4),
+    Method("QLoRA r=16, bf16", "qlora", 2),
+    Method("QLoRA r=16, fp32", "qlora", 4),
     Method("full, bf16", "full", 2),
     Method("full, fp32", "full", 4),
 )
@@ -117,6 +186,12 @@ class Shape:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * layer + embeddings + self.hidden
 
+    @property
+    def largest_weight(self) -> int:
+        """Entries of the largest weight."""
+        layer = max(rows * columns for rows, columns in self.products)
+        return max(self.vocabulary * self.hidden, layer)
+
     def adapter_parameters(self, rank: int) -> int:
         """Weights of LoRA on all seven products of every layer."""
         return self.layers * rank * sum(rows + columns for rows, columns in self.products)
@@ -153,37 +228,49 @@ class Need:
         return sum(vars(self).values())
 
 
-def needs(shape: Shape, method: Method, *, micro_batch_tokens: int = 1_024, rank: int = 16) -> Need:
-    """Memory at the peak of a training step, by the formula at the top of this file.
-
-    Args:
-        shape: the model.
-        method: what is trained.
-        micro_batch_tokens: tokens per forward pass.
-        rank: of the adapters.
-    """
+def needs(shape: Shape, method: Method, work: Work | None = None) -> Need:
+    """Memory at the peak of a training step, by the formula at the top of this file."""
+    work = Work() if work is None else work
     size, parameters = method.element_bytes, shape.parameters
-    adapters = shape.adapter_parameters(rank)
     is_full = method.kind == "full"
-    per_token = (
-        6 * shape.hidden
-        + shape.query_width
-        + 2 * shape.key_width
-        + 3 * shape.feed_forward
-        + shape.heads * ROW_TOKENS
-    )
+    trained = parameters if is_full else shape.adapter_parameters(work.rank)
+    gradients = parameters * size if is_full else trained * 4
+    if work.in_backward:
+        gradients = max(shape.largest_weight * size, gradients // max(shape.layers, 1))
     logits = shape.vocabulary * (
-        micro_batch_tokens * (size + 12) if is_full else HEAD_CHUNK_ROWS * (size + 8)
+        work.micro_batch_tokens * (size + 12) if is_full else HEAD_CHUNK_ROWS * (size + 8)
     )
     return Need(
-        weights=parameters * size,
-        trainable=0 if is_full else adapters * 4,
-        gradients=parameters * size if is_full else adapters * 4,
-        optimizer=parameters * 2 * size if is_full else adapters * 8,
-        activations=micro_batch_tokens * shape.layers * per_token * size,
+        weights=_weight_bytes(shape, method),
+        trainable=0 if is_full else trained * 4,
+        gradients=gradients,
+        optimizer=int(trained * work.moment_bytes),
+        activations=_activation_bytes(shape, size, work),
         logits=logits,
         runtime=RUNTIME_BYTES,
     )
+
+
+def _weight_bytes(shape: Shape, method: Method) -> int:
+    if method.kind != "qlora":
+        return shape.parameters * method.element_bytes
+    linear = shape.layers * sum(rows * columns for rows, columns in shape.products)
+    return int(linear * FOUR_BIT_BYTES + (shape.parameters - linear) * method.element_bytes)
+
+
+def _activation_bytes(shape: Shape, size: int, work: Work) -> int:
+    mlp = shape.hidden + 3 * shape.feed_forward
+    attention = (
+        4 * shape.hidden + shape.query_width + 2 * shape.key_width + shape.heads * work.row_tokens
+    )
+    whole = min(work.recompute.whole, shape.layers)
+    part = min(work.recompute.mlp, shape.layers) - whole
+    kept = shape.layers * (shape.hidden + attention + mlp) - part * mlp
+    kept -= whole * (attention + mlp)
+    if part or whole:
+        # The layer that is at work is whole; with every layer kept it is counted already.
+        kept += mlp + (attention if whole else 0)
+    return work.micro_batch_tokens * kept * size
 
 
 def largest_that_fits(memory_bytes: int, method: Method) -> Shape | None:

@@ -1,0 +1,30 @@
+"""Several stages in order; the only package that knows two of them."""
+
+from tunesmith.pipeline.proofs import Proved, prove
+from tunesmith.pipeline.stages import (
+    STAGES,
+    TIMING,
+    Done,
+    Stage,
+    Step,
+    find,
+    peak_rss_bytes,
+    plan,
+    run,
+    run_stage,
+)
+
+__all__ = [
+    "STAGES",
+    "TIMING",
+    "Done",
+    "Proved",
+    "Stage",
+    "Step",
+    "find",
+    "peak_rss_bytes",
+    "plan",
+    "prove",
+    "run",
+    "run_stage",
+]

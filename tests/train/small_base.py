@@ -1,0 +1,84 @@
+"""A tiny random Llama whose tokens are bytes, in a folder as `load_model` reads it: loads in no time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    words.add_special_tokens([AddedToken(text, special=True) for text in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        eos_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        pad_token="<|endoftext|>",
+        chat_template=TEMPLATE,
+    )
+
+
+def save_small_base(folder: Path, *, layers: int = 2) -> Path:
+    """Random weights of a fixed seed, drawn by torch's CPU generator: the same on every machine."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tunesmith.models.load import save_model
+
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+def write_sums(path: Path, count: int = 10) -> Path:
+    """`count` squared rows of one prompt and one completion."""
+    rows = [
+        {"prompt": f"what is {a} plus {b}?", "completion": f"the sum is {a + b}."}
+        for a in range(count)
+        for b in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sealed_sums(folder: Path, train: int = 36, validation: int = 6) -> Any:
+    """A sealed dataset of sums."""
+    from tunesmith.store import Run
+
+    def row(a: int, b: int) -> str:
+        said = [("user", f"what is {a} plus {b}?"), ("assistant", f"the sum is {a + b}.")]
+        messages = [{"role": role, "content": content} for role, content in said]
+        return json.dumps({"messages": messages, "meta": {}}) + "\n"
+
+    with Run.open(folder, "data", inputs={}) as at:
+        at.write_text("train.jsonl", "".join(row(i, 3 * i) for i in range(train)))
+        for name in ("validation", "test"):
+            at.write_text(f"{name}.jsonl", "".join(row(i + 50, i) for i in range(validation)))
+        return at.finish({"name": "sums", "rows": {}, "databases": []})

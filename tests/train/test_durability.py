@@ -1,0 +1,297 @@
+"""A run that is stopped, runs out of disk, or is resumed with something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunesmith import pipeline
+from tunesmith.config import recipe_from
+from tunesmith.errors import ConfigError, InterruptedRun, StorageError
+from tunesmith.store import Artifact, Run, failpoints
+from tunesmith.train import checkpoint, run
+from tunesmith.train.curve import read_curve
+from tunesmith.train.loop import Stopped, StopSignal
+from tunesmith.train.plan import plan_training
+from tunesmith.train.session import Session, build
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_base import save_small_base, sealed_sums, write_sums
+
+CHECKPOINTS = Path("scratch/checkpoints")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_small_base(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Artifact:
+    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
+
+
+@pytest.fixture(autouse=True)
+def _disarmed():
+    yield
+    failpoints.arm("")
+
+
+def values(base: Path, **train) -> dict:
+    settings = {
+        "epochs": 2,
+        "batch_tokens": 256,
+        "micro_batch_tokens": 128,
+        "precision": "fp32",
+        "threads": 1,
+        "sample_rows": 0,
+        "validate_every_steps": 2,
+        "checkpoint_every_steps": 1,
+        "method": {"kind": "lora", "rank": 2},
+    }
+    return {"model": {"base": str(base)}, "train": {**settings, **train}}
+
+
+def train(place: Path, rows: Artifact, recipe: dict) -> Artifact:
+    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
+        return run(recipe_from(recipe), at, rows).artifact
+
+
+def session_of(base: Path, rows: Artifact, **changes) -> Session:
+    return build(plan_training(recipe_from(values(base, **changes)), rows))
+
+
+def adapter(artifact: Artifact) -> bytes:
+    return artifact.path("adapter/adapter_model.safetensors").read_bytes()
+
+
+def steps_kept(place: Path) -> list[int]:
+    return [int(p.name[-8:]) for p in sorted((place / CHECKPOINTS).glob("step-*"))]
+
+
+class StopsAfter(StopSignal):
+    """The stop signal, raised by a count of checks instead of by the system."""
+
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self.left = checks
+
+    def check(self) -> None:
+        torch.rand(1)  # As a step with dropout would: the draw must be taken back.
+        self.left -= 1
+        if self.left < 0:
+            self.wanted = "SIGTERM"
+        super().check()
+
+
+def test_a_stop_between_micro_batches_leaves_the_state_after_the_last_whole_step(base, rows):
+    big = {"batch_tokens": 1024, "micro_batch_tokens": 64}
+    session, straight = session_of(base, rows, **big), session_of(base, rows, **big)
+    assert len(session.plan.step_at(1).micro_batches) > 8
+    session.train_step()
+    straight.train_step()
+    before, facts = session.state()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    stop = StopsAfter(3)
+    with pytest.raises(Stopped):
+        session.train_step(stop.check)
+    assert stop.left == -1  # it stopped at the first chance
+    after, later_facts = session.state()
+    assert facts == later_facts
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert session.train_step() == straight.train_step()
+    for name, weight in session.parameters.items():
+        assert torch.equal(weight, straight.parameters[name])
+
+
+@pytest.mark.slow
+def test_a_stop_in_a_validation_saves_and_the_validation_is_made_up_for(
+    tmp_path, base, rows, monkeypatch
+):
+    recipe = values(base)
+    straight = train(tmp_path / "straight", rows, recipe)
+    # Checks: one of the validation before the first step, two micro batches and one more a step.
+    for checks in (1, 4, 7):
+        place = tmp_path / f"stopped-{checks}"
+        with monkeypatch.context() as patch:
+            patch.setattr("tunesmith.train.loop.StopSignal", lambda n=checks: StopsAfter(n))
+            with pytest.raises(InterruptedRun, match="everything so far is saved"):
+                train(place, rows, recipe)
+        assert steps_kept(place)
+        found = train(place, rows, recipe)
+        assert adapter(found) == adapter(straight)
+        assert read_curve(found.path("events.jsonl")) == read_curve(straight.path("events.jsonl"))
+
+
+def test_a_full_disk_at_a_checkpoint_stops_with_the_one_before_intact(tmp_path, base, rows):
+    recipe = values(base, max_steps=5)
+    failpoints.arm("checkpoint-state:3=enospc")
+    with pytest.raises(StorageError, match="step-00000003") as caught:
+        train(tmp_path / "run", rows, recipe)
+    assert "the disk is full" in caught.value.why
+    assert "free some space" in caught.value.fix
+    assert steps_kept(tmp_path / "run") == [1, 2]
+    assert train(tmp_path / "run", rows, recipe).facts["steps"] > 3
+
+
+@pytest.mark.slow
+def test_a_real_full_disk_stops_training_and_with_more_room_it_goes_on(tmp_path, base, rows):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = ["-t", "tmpfs", "-o", "size=140k", "tmpfs", str(disk)]
+    if subprocess.run(["mount", *size], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    recipe = values(base, keep_checkpoints=5)
+    try:
+        with pytest.raises(StorageError) as caught:
+            train(disk / "run", rows, recipe)
+        assert "the disk is full" in caught.value.why
+        kept = steps_kept(disk / "run")
+        assert kept
+        assert checkpoint.at_step(disk / "run" / CHECKPOINTS, kept[-1]) is not None
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        found = train(disk / "run", rows, recipe)
+        assert adapter(found) == adapter(train(tmp_path / "straight", rows, recipe))
+        del found
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+RISING = {
+    "optimizer": {"learning_rate": 2.0, "schedule": "constant", "warmup_ratio": 0.0},
+    "max_steps": 3,
+    "validate_every_steps": 1,
+}
+"""So high a rate that the last validation is not the best."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_best_checkpoint_is_kept_and_sealed_when_asked(tmp_path, base, rows, capsys, damaged):
+    last = train(tmp_path / "last", rows, values(base, **RISING))
+    facts = last.facts
+    assert facts["sealed"] == "last"
+    assert facts["sealed_step"] == facts["steps"]
+    assert facts["validation_loss"] == facts["last_validation_loss"]
+    assert facts["best_step"] < facts["steps"]
+    _, validation = read_curve(last.path("events.jsonl"))
+    losses = {step: loss for step, loss in validation if step > 0}
+    assert facts["best_validation_loss"] == min(losses.values()) == losses[facts["best_step"]]
+
+    place, recipe = tmp_path / "best", values(base, **RISING, keep="best")
+    failpoints.arm("trained-begin=enospc")  # stops after the last step, before the seal
+    with pytest.raises(StorageError):
+        train(place, rows, recipe)
+    assert facts["best_step"] in steps_kept(place)
+    if damaged:
+        (place / CHECKPOINTS / f"step-{facts['best_step']:08d}" / "checkpoint.json").unlink()
+    best = train(place, rows, recipe)
+    if damaged:
+        assert "is damaged" in capsys.readouterr().err
+        assert best.facts["sealed_step"] != facts["best_step"]
+        return
+    assert best.facts["sealed"] == "best"
+    assert best.facts["sealed_step"] == facts["best_step"]
+    assert best.facts["validation_loss"] == min(losses.values())
+    assert adapter(best) != adapter(last)
+    shorter = session_of(base, rows, **RISING)
+    for _ in range(facts["best_step"]):
+        shorter.train_step()
+    from safetensors.torch import load_file
+
+    sealed = load_file(best.path("adapter/adapter_model.safetensors"))
+    for name, weight in shorter.parameters.items():
+        assert weight.equal(sealed[name.replace(".default", "")])
+
+
+def test_the_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, base, rows):
+    recipe = values(base, max_steps=2)
+    failpoints.arm("trained-begin=enospc")
+    with pytest.raises(StorageError):
+        train(tmp_path / "run", rows, recipe)
+    other = values(base, max_steps=2, optimizer={"learning_rate": 0.5})
+    with pytest.raises(ConfigError, match="another run") as caught:
+        train(tmp_path / "run", rows, other)
+    assert "train.optimizer.learning_rate: 0.001 then, 0.5 now" in caught.value.what
+    more = sealed_sums(tmp_path / "more", train=40)
+    with (
+        pytest.raises(ConfigError, match="another run") as caught,
+        Run.open(
+            tmp_path / "run", "train", inputs={}, parents=[rows.as_parent()], resume=True
+        ) as at,
+    ):
+        run(recipe_from(recipe), at, more)
+    assert "rows:" in caught.value.what
+
+
+@pytest.mark.slow
+def test_resume_with_changed_settings_is_refused_with_what_differs(tmp_path, base):
+    recipe = {
+        **values(base),
+        "name": "sums",
+        "workspace": str(tmp_path / "runs"),
+        "data": {"source": {"kind": "files", "train": [str(write_sums(tmp_path / "rows.jsonl"))]}},
+    }
+    pipeline.run(recipe_from(recipe), until="data")
+    failpoints.arm("checkpoint-state:2=enospc")
+    with pytest.raises(StorageError, match="step-00000002"):
+        pipeline.run_stage(recipe_from(recipe), "train")
+    changed = {**recipe, "train": {**recipe["train"], "epochs": 1}}
+    with pytest.raises(ConfigError) as caught:
+        pipeline.run_stage(recipe_from(changed), "train", resume=True)
+    assert "train.epochs was 2.0, is 1.0" in caught.value.what
+    assert "--resume" in caught.value.fix
+    done = pipeline.run_stage(recipe_from(recipe), "train", resume=True)
+    assert done.artifact.facts["steps"] > 2
+
+
+STOPPED = """
+import json, sys
+from tunesmith.config import recipe_from
+from tunesmith.errors import TunesmithError
+from tunesmith.store import Artifact, Run
+from tunesmith.train import run
+place, dataset, values = sys.argv[1:4]
+parent = Artifact.open(dataset)
+try:
+    with Run.open(place, "train", inputs={}, parents=[parent.as_parent()], resume=True) as at:
+        run(recipe_from(json.loads(values)), at, parent)
+except TunesmithError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_in_a_step_of_many_micro_batches_saves_without_finishing_it(tmp_path, base):
+    """One step of hundreds of micro batches: the save must not wait for it."""
+    rows = sealed_sums(tmp_path / "data", train=1000)
+    recipe = values(base, batch_tokens=65_536, micro_batch_tokens=64)
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "run"), str(rows.dir)]
+    process = subprocess.Popen(
+        [*command, json.dumps(recipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "run" / "events.jsonl"
+    assert process.stderr is not None
+    with process:
+        while '"event": "validation"' not in (log.read_text() if log.is_file() else ""):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "after step 0 of" in said
+    assert steps_kept(tmp_path / "run") == [0]
+    assert '"event": "step"' not in log.read_text()

@@ -1,0 +1,161 @@
+"""`kill -9` at every failpoint and at random moments: the run goes on and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith import pipeline
+from tunesmith.config import recipe_from
+from tunesmith.store import Artifact
+from tunesmith.store.failpoints import FAILPOINTS
+from tunesmith.train.curve import read_curve
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_base import save_small_base, write_sums
+
+pytestmark = pytest.mark.slow
+
+SERVER = Path(__file__).with_name("kill_server.py")
+KILLS = 50
+LEAST_IN_TRAINING = 25
+"""Of the random kills; the others fall into loading and sealing."""
+
+
+class Server:
+    """Runs recipes in forks of one process."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path, base: Path) -> None:
+        self.process = process
+        self.folder = folder
+        self.base = base
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, (self.folder / "server.err").read_text()
+        return json.loads(line)
+
+    def values(self, name: str) -> dict[str, Any]:
+        """A recipe whose workspace is `name`, its dataset sealed already."""
+        place = self.folder / name
+        if not place.exists() and (self.folder / "straight" / "kill").exists():
+            for data in (self.folder / "straight" / "kill").glob("data-*"):
+                shutil.copytree(data, place / "kill" / data.name)
+        return {
+            "name": "kill",
+            "workspace": str(place),
+            "model": {"base": str(self.base)},
+            "data": {"source": {"kind": "files", "train": [str(self.folder / "rows.jsonl")]}},
+            "train": {
+                "epochs": 2,
+                "max_steps": 20,
+                "batch_tokens": 256,
+                "micro_batch_tokens": 128,
+                "precision": "fp32",
+                "threads": 1,
+                "sample_rows": 1,
+                "sample_every_steps": 10,
+                "validate_every_steps": 4,
+                "checkpoint_every_steps": 3,
+                "keep": "best",
+                "method": {"kind": "lora", "rank": 2},
+            },
+        }
+
+    def run(self, name: str, code: int = 0, **how: Any) -> dict[str, Any]:
+        said = self.folder / f"{name}.err"
+        found = self.ask(values=self.values(name), said=str(said), **how)
+        if found["code"] != code and code != ANY:
+            pytest.fail(f"exit code {found['code']}: {said.read_text()}")
+        return found
+
+
+ANY = 1000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("kill")
+    base = save_small_base(folder / "base")
+    write_sums(folder / "rows.jsonl")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (folder / "server.err").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+        with process:
+            found = Server(process, folder, base)
+            first = found.ask(values=found.values("straight"))
+            assert first["code"] == 0, (folder / "server.err").read_text()
+            yield found
+    assert process.returncode == 0
+    shutil.rmtree(folder)
+
+
+def sealed(server: Server, name: str) -> Artifact:
+    return pipeline.find(recipe_from(server.values(name)), "train")
+
+
+def train_dir(server: Server, name: str) -> Path | None:
+    return next((server.folder / name / "kill").glob("train-*"), None)
+
+
+def assert_ends_like_the_straight_run(server: Server, name: str) -> None:
+    straight, found = sealed(server, "straight"), sealed(server, name)
+    found.verify()
+    for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert found.path(file).read_bytes() == straight.path(file).read_bytes()
+    assert read_curve(found.path("events.jsonl")) == read_curve(straight.path("events.jsonl"))
+    for fact in ("steps", "train_tokens", "validation_loss", "best_step", "sealed_step"):
+        assert found.facts[fact] == straight.facts[fact]
+    left = [p.name for p in found.dir.rglob("*") if "part" in p.name or p.name == "checkpoints"]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", FAILPOINTS)
+def test_killed_at_a_failpoint_a_run_goes_on_and_ends_the_same(server, name):
+    # Late, where it is reached that often: then something was saved before it.
+    often = name.startswith(("step-", "event-"))
+    for nth in (9, 1) if often else (2, 1):
+        place = f"{name}-{nth}"
+        if server.run(place, code=ANY, failpoint=f"{name}:{nth}")["code"] == -9:
+            break
+    else:
+        pytest.fail("the run never reached it")
+    server.run(place)
+    assert_ends_like_the_straight_run(server, place)
+
+
+def test_killed_at_random_moments_a_run_goes_on_and_ends_the_same(server):
+    draw = random.Random(7)
+    whole = server.run("measured")["cpu_seconds"]
+    in_training = 0
+    for kill in range(KILLS):
+        name = f"random-{kill}"
+        server.run(name, code=ANY, cpu_seconds=draw.uniform(0, whole))
+        place = train_dir(server, name)
+        log = None if place is None else place / "events.jsonl"
+        unsealed = place is not None and not (place / "manifest.json").exists()
+        in_training += bool(unsealed and log and log.is_file() and '"step"' in log.read_text())
+        server.run(name)
+        assert_ends_like_the_straight_run(server, name)
+        shutil.rmtree(server.folder / name)
+    assert in_training >= LEAST_IN_TRAINING
