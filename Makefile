@@ -1,10 +1,14 @@
-# make demo | test | check | bench-geoquery | bench-throughput | clean
+# make demo | test | check | bench-geoquery | bench-training | bench-peers | clean
 # Each target does its own set-up: a virtual environment under .venv with the versions of constraints.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
 # A folder with train.jsonl, dev.jsonl, test.jsonl and geography.sqlite; not part of this repository.
 GEOQUERY ?= ../shared/data/geoquery
+# Where the tools that training is compared with are installed, and how long the comparison may take.
+PEERS ?= .peers
+PEER_NAMES := llamafactory axolotl soup unsloth
+MINUTES ?= 45
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
@@ -16,7 +20,7 @@ check test: export OMP_WAIT_POLICY := passive
 check: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench-geoquery bench-throughput clean
+.PHONY: help setup demo test check bench-geoquery bench-training bench-peers clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -55,9 +59,14 @@ bench-geoquery: $(STAMP)  ## Execution accuracy on GeoQuery, base and tuned
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/quality/geoquery.py --data $(GEOQUERY)
 
-bench-throughput: $(STAMP)  ## Training speed side by side with TRL
+bench-training: $(STAMP)  ## Training speed and memory side by side with peers, 45 minutes
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
-	$(BIN)/python benchmarks/throughput/run.py --data $(GEOQUERY)
+	sh benchmarks/throughput/peers/install.sh bitsandbytes $(PEERS) $(PYTHON)
+	$(BIN)/python benchmarks/throughput/run.py all --minutes $(MINUTES) --data $(GEOQUERY) --peers $(PEERS)
+
+bench-peers: $(STAMP)  ## Other tools in environments of their own (about 5 GB), and a run of each
+	-for peer in $(PEER_NAMES); do sh benchmarks/throughput/peers/install.sh $$peer $(PEERS) $(PYTHON); done
+	$(BIN)/python benchmarks/throughput/run.py peers --data $(GEOQUERY) --peers $(PEERS)
 
 clean:  ## Remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
