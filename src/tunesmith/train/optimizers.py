@@ -68,7 +68,7 @@ def adamw_of(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     if _is_half(groups):
         return RoundingAdamW(groups, **settings)
-    return torch.optim.AdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
 
 
 def adamw_8bit_of(groups: Groups, config: OptimizerConfig) -> AdamW8bit:
