@@ -6,6 +6,8 @@ are, and outside of a training step every module runs its own forward pass (so g
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -122,6 +124,7 @@ def apply(model: nn.Module, switches: FastSwitches) -> FastPathReport:
         report.add("head_loss", type(causal).__name__, reason)
         if reason is None:
             path.head, path.form = causal.get_output_embeddings(), logit_form(causal)
+    _give_back_freed()
     object.__setattr__(model, ATTRIBUTE, path)
     return report
 
@@ -149,6 +152,13 @@ def _own_storage(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
+
+
+def _give_back_freed() -> None:
+    """Return freed memory to the system: the weights that were copied leave holes of their size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc alone has it
+        trim(0)
 
 
 def causal_model(model: nn.Module) -> Any:
