@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 # A folder with train.jsonl, dev.jsonl, test.jsonl and geography.sqlite; not part of this repository.
-GEOQUERY ?= ../shared/data/geoquery
+GEOQUERY ?= geoquery
 # Where the tools that training is compared with are installed, and how long the comparison may take.
 PEERS ?= .peers
 PEER_NAMES := llamafactory axolotl soup unsloth

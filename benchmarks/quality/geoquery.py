@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/geoquery"))
+    parser.add_argument("--data", type=Path, default=Path("geoquery"))
     parser.add_argument("--prepared", type=Path, default=Path("runs/geoquery-data"))
     parser.add_argument("--original-sql", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

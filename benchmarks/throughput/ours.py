@@ -85,12 +85,13 @@ def _rows(source: str, kind: str) -> str:
 
 
 def run_steps(session: Any, count: int, clock: Clock) -> tuple[list[float], list[float]]:
-    """Row tokens and rows of each of the next `count` steps, which the clock times."""
+    """Row tokens and examples (rows, or pairs) of each of the next `count` steps, which the clock times."""
+    answers = 2 if session.objective.needs_pairs else 1
     tokens: list[float] = []
     rows: list[float] = []
     for _ in range(count):
         step = session.plan.step_at(session.step)
-        rows.append(float(sum((b.row_indices >= 0).sum() for b in step.micro_batches)))
+        rows.append(sum((b.row_indices >= 0).sum() for b in step.micro_batches) / answers)
         before = session.tokens
         clock.start()
         session.train_step()

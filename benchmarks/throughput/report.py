@@ -133,10 +133,14 @@ def targets() -> list[Target]:
     ):
         made.append(_times(lora, "lora", (peer, "tunesmith"), least, speed))
         made.append(_part(lora, "lora", (peer, "tunesmith"), most, memory))
+    small = f"{lora}, micro batches of 320"
+    made.append(_times(small, "lora", ("trl-defaults", "tunesmith-320"), 4, speed))
+    made.append(_part(small, "lora", ("trl-defaults", "tunesmith-320"), 0.4, memory))
     for key in ("train_seconds", memory):
         made.append(_part("to the same loss", "full", ("hf-full", "tunesmith"), 0.2, key))
     shared = "400-token prefix, 100-token rows"
-    made.append(_times(shared, "prefix", ("trl-best", "tunesmith"), 8, "rows_per_second"))
+    for peer in ("trl-best", "trl-best-packed"):
+        made.append(_times(shared, "prefix", (peer, "tunesmith"), 8, "rows_per_second"))
     made.append(_times("DPO pairs", "dpo", ("trl-best", "tunesmith"), 3, "rows_per_second"))
     for peer in ("peft-bitsandbytes", "peft-bitsandbytes-best"):
         made.append(_times("QLoRA NF4", "qlora", (peer, "tunesmith-qlora"), 2, speed))
@@ -195,6 +199,11 @@ def _throughput(records: Records) -> list[str]:
         mine = [r for r in records if r["scenario"] == name]
         if mine:
             lines += ["", f"## {TITLES[name]}", "", *_scenario(name, mine)]
+        if mine and name == "peers":
+            lines += [
+                "",
+                "A tool's own time for all steps, the first ones included: not after warm-up, as above.",
+            ]
     lines += _share(records)
     return lines
 

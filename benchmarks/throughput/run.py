@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("commands", nargs="+", help=f"of {', '.join(COMMANDS)}")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/geoquery"))
+    parser.add_argument("--data", type=Path, default=Path("geoquery"))
     parser.add_argument("--peers", type=Path, default=Path(".peers"))
     parser.add_argument("--journal", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--out", type=Path, default=HERE.parent)

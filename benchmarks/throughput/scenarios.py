@@ -116,6 +116,12 @@ def lora(journal: Journal) -> list[Contestant]:
         Contestant("trl-best-packed", "trl-sft", packed[1], note=f"search: {packed[0]}"),
         Contestant("tunesmith", "tunesmith", EIGHT_ROWS, note="a budget that holds about 8 rows"),
         Contestant(
+            "tunesmith-320",
+            "tunesmith",
+            {"batch_tokens": 640, "micro_batch_tokens": 320},
+            note="the same steps in two micro batches each: less memory",
+        ),
+        Contestant(
             "tunesmith-1024",
             "tunesmith",
             {"batch_tokens": 1024, "micro_batch_tokens": 1024},
@@ -125,12 +131,20 @@ def lora(journal: Journal) -> list[Contestant]:
 
 
 def prefix(journal: Journal) -> list[Contestant]:
-    """16 rows a step for both: TRL in micro batches of 4, tunesmith in one of 2,048 positions."""
+    """16 rows a step for all: TRL in micro batches of 4, tunesmith in one of 2,176 positions."""
     name, settings = best(journal, "unpacked")
     small = {**settings, **_batch(4), "gradient_accumulation_steps": 4, "warm_steps": 1}
     one = {"batch_tokens": 2176, "micro_batch_tokens": 2176, "warm_steps": 1}
+    packed_name, packed = best(journal, "packed")
+    long = {**packed, "max_length": 2048, "gradient_accumulation_steps": 4, "warm_steps": 1}
     return [
         Contestant("trl-best", "trl-sft", small, note=f"search: {name}; 4 x 4 rows a step"),
+        Contestant(
+            "trl-best-packed",
+            "trl-sft",
+            long,
+            note=f"search: {packed_name}, 2,048 tokens; 4 x about 4 rows a step",
+        ),
         Contestant("tunesmith", "tunesmith", one, note="about 16 rows a step, one micro batch"),
     ]
 

@@ -225,3 +225,8 @@ def test_sizes_are_short(count, text):
 def test_a_path_below_this_folder_is_shown_relative(here):
     assert where(here / "a/b") == "a/b"
     assert where(Path("/elsewhere/x")) == "/elsewhere/x"
+
+
+def test_prove_refuses_to_be_quick_and_to_take_named_proofs_at_once(here, capsys):
+    assert call("prove", "recipe.yaml", "--quick", "--only", "fast") == 2
+    assert "--only" in capsys.readouterr().err

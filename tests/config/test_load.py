@@ -252,6 +252,7 @@ def test_a_recipe_survives_yaml_and_back(tmp_path_factory, chosen):
     recipe = recipe_from(chosen)
     file = tmp_path_factory.mktemp("r") / "r.yaml"
     writer = YAML(typ="safe", pure=True)
+    writer.width = 100_000  # it folds long lines where reading adds a space
     writer.allow_unicode = False  # else it writes U+0085 as it is, which YAML reads as a line's end
     with file.open("w", encoding="utf-8") as stream:
         writer.dump(recipe.model_dump(mode="json"), stream)

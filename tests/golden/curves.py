@@ -54,10 +54,12 @@ def versions() -> dict[str, str]:
 
 
 def _cpu_model() -> str:
+    """Name, family, model and stepping: the libraries choose their code by these."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.is_file() else []
+    facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    wanted = ("model name", "cpu family", "model", "stepping")
+    return " ".join(facts[name] for name in wanted if name in facts) or platform.processor()
 
 
 def session_for(name: str, folder: Path, **changes: Any) -> Any:

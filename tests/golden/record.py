@@ -11,13 +11,22 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from curves import GOLDEN, HERE, curve, session_for, versions
+from curves import GOLDEN, HERE, curve, read, session_for, versions
+
+from tunesmith.pipeline.stages import FORMATS
 
 
 def record(name: str, why: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         points = curve(session_for(name, Path(folder)))
+    kept = read(name) if (HERE / f"{name}.json").is_file() else None
+    if kept and kept["curve"] != points and kept["format"] == FORMATS["train"]:
+        if kept["versions"] == versions():
+            sys.exit(
+                f"{name} changed: raise FORMATS['train'] in tunesmith/pipeline/stages.py first"
+            )
     golden = {
+        "format": FORMATS["train"],
         "command": f"python tests/golden/record.py {why!r} {name}",
         "why": why,
         "versions": versions(),

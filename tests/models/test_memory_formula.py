@@ -15,10 +15,13 @@ from tunesmith.models.memory import (
     GIB,
     METHODS,
     SHAPES,
+    Method,
+    Recompute,
     Shape,
     Work,
     largest_that_fits,
     needs,
+    nf4_bits,
     shape_of,
 )
 
@@ -82,9 +85,43 @@ def test_adapter_parameters_are_those_that_peft_makes():
     model = LlamaForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
     assert Shape.from_config(config.to_dict()) == shape
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trained == shape.adapter_parameters(8)
+    some = {"target_modules": ["q_proj", "v_proj", "down_proj"], "layers_to_transform": [1]}
+    for chosen, counted in (
+        ({"target_modules": "all-linear"}, shape.adapter_parameters(8)),
+        (some, shape.adapter_parameters(8, 1, tuple(some["target_modules"]))),
+    ):
+        adapted = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, **chosen))
+        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        assert trained == counted
+
+
+def test_layers_below_the_adapters_keep_nothing():
+    shape, method = SHAPES["SmolLM2-135M"], METHODS[0]
+    every = needs(shape, method, Work(layers=30)).activations
+    assert every == needs(shape, method).activations
+    assert needs(shape, method, Work(layers=3)).activations * 10 == every
+    least = needs(shape, method, Work(layers=1, recompute=Recompute(30, 30))).activations
+    assert least == needs(shape, method, Work(layers=1)).activations
+
+
+def test_bits_of_nf4_count_the_scales_of_the_blocks():
+    assert nf4_bits(64, False) == 4.5
+    assert nf4_bits() == nf4_bits(64, True) == pytest.approx(4.127, abs=1e-3)
+    assert nf4_bits(32) > nf4_bits(64) > nf4_bits(4096) > 4
+    shape = SHAPES["SmolLM2-135M"]
+    linear = shape.layers * sum(rows * columns for rows, columns in shape.products)
+    weights = [
+        needs(shape, Method("", "qlora", 2, nf4_bits(64, double))).weights
+        for double in (False, True)
+    ]
+    saved = linear * (nf4_bits(64, False) - nf4_bits(64, True)) / 8
+    assert weights[0] - weights[1] == pytest.approx(saved, abs=1)
+
+
+def test_in_the_backward_pass_adapters_hold_the_gradients_of_one_layer():
+    shape, method = SHAPES["SmolLM2-135M"], METHODS[0]
+    found = needs(shape, method, Work(in_backward=True)).gradients
+    assert found * shape.layers == needs(shape, method).gradients
 
 
 @given(shapes, methods, st.integers(16, 8_192))

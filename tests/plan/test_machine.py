@@ -56,6 +56,14 @@ def test_version_one_of_control_groups_is_read(tmp_path):
     assert memory_limit(tmp_path) == (100, 30)
 
 
+def test_of_nested_groups_the_one_with_least_left_counts(tmp_path):
+    inner = group(tmp_path / "all/mine", memory__max=100, memory__current=10)
+    group(inner.parent, memory__max=400, memory__current=390)
+    own = tmp_path / "cgroup"
+    own.write_text("0::/all/mine\n")
+    assert memory_limit(tmp_path, own) == (400, 390)
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="Linux only")
 def test_instruction_sets_are_those_of_the_processor(tmp_path):
     flags = Path("/proc/cpuinfo").read_text()

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import re
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.telemetry import METRICS, EventLog, Recorder, progress, read_events, visible
+from tunesmith.telemetry import (
+    METRICS,
+    EventLog,
+    Recorder,
+    peak_rss_bytes,
+    progress,
+    read_events,
+    visible,
+)
 
 LOSS = "tunesmith_train_loss_nats"
 
@@ -90,3 +99,8 @@ def test_visible_text_can_neither_steer_a_terminal_nor_hide(text):
 )
 def test_controls_are_spelled_out_and_text_stays(text, shown):
     assert visible(text) == shown
+
+
+def test_the_peak_is_in_bytes_and_no_less_than_what_the_process_holds_now():
+    # The kernel counts pages of each thread apart and sums them now and then.
+    assert peak_rss_bytes() > 0.9 * psutil.Process().memory_info().rss

@@ -68,6 +68,34 @@ def write_sums(path: Path, count: int = 10) -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int = 6) -> Path:
+    """`count` squared rows of one prompt and two answers."""
+    pairs = [pair(a, b) for a in range(count) for b in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return path
+
+
+def pair(a: int, b: int) -> dict[str, Any]:
+    """A prompt with a right and a wrong answer."""
+    said = [[{"role": "assistant", "content": f"it is {total}."}] for total in (a + b, a + b + 7)]
+    asked = [{"role": "user", "content": f"what is {a} plus {b}?"}]
+    return {"prompt": asked, "chosen": said[0], "rejected": said[1]}
+
+
+def sealed_pairs(folder: Path, train: int = 16, validation: int = 4) -> Any:
+    """A sealed dataset of pairs."""
+    from tunesmith.store import Run
+
+    def row(a: int, b: int) -> str:
+        return json.dumps(pair(a, b) | {"meta": {}}) + "\n"
+
+    with Run.open(folder, "data", inputs={}) as at:
+        at.write_text("train.jsonl", "".join(row(i, 3 * i) for i in range(train)))
+        for name in ("validation", "test"):
+            at.write_text(f"{name}.jsonl", "".join(row(i + 50, i) for i in range(validation)))
+        return at.finish({"name": "pairs", "rows": {}, "databases": []})
+
+
 def sealed_sums(folder: Path, train: int = 36, validation: int = 6) -> Any:
     """A sealed dataset of sums."""
     from tunesmith.store import Run

@@ -19,12 +19,12 @@ from tunesmith.errors import ConfigError, InterruptedRun, StorageError
 from tunesmith.store import Artifact, Run, failpoints
 from tunesmith.train import checkpoint, run
 from tunesmith.train.curve import read_curve
-from tunesmith.train.loop import Stopped, StopSignal
 from tunesmith.train.plan import plan_training
 from tunesmith.train.session import Session, build
+from tunesmith.train.stopping import Stopped, StopSignal
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, sealed_sums, write_sums
+from small_base import save_small_base, sealed_pairs, sealed_sums, write_sums
 
 CHECKPOINTS = Path("scratch/checkpoints")
 
@@ -119,17 +119,79 @@ def test_a_stop_in_a_validation_saves_and_the_validation_is_made_up_for(
 ):
     recipe = values(base)
     straight = train(tmp_path / "straight", rows, recipe)
-    # Checks: one of the validation before the first step, two micro batches and one more a step.
-    for checks in (1, 4, 7):
+    # Checks: three before the training, one of the validation before the first step, two micro
+    # batches and one more a step.
+    for checks in (4, 7, 10):
         place = tmp_path / f"stopped-{checks}"
         with monkeypatch.context() as patch:
-            patch.setattr("tunesmith.train.loop.StopSignal", lambda n=checks: StopsAfter(n))
+            patch.setattr("tunesmith.train.stopping.StopSignal", lambda n=checks: StopsAfter(n))
             with pytest.raises(InterruptedRun, match="everything so far is saved"):
                 train(place, rows, recipe)
         assert steps_kept(place)
         found = train(place, rows, recipe)
         assert adapter(found) == adapter(straight)
         assert read_curve(found.path("events.jsonl")) == read_curve(straight.path("events.jsonl"))
+
+
+PREPARED = {
+    "objective": {"kind": "dpo"},
+    "method": {"kind": "lora", "rank": 2, "layers": 1},
+    "trunk_cache": "disk",
+    "max_steps": 2,
+}
+"""Reference log-probabilities and the frozen layers' states are computed before the first step."""
+
+
+@pytest.fixture
+def _survives_sigterm():
+    """So that a signal that nobody catches fails a test and does not end all of them."""
+
+    def unheard(number, frame):
+        raise AssertionError("nobody caught the signal")
+
+    before = signal.signal(signal.SIGTERM, unheard)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_survives_sigterm")
+@pytest.mark.parametrize("where", ["references-batch:2", "references-written", "trunk-batch:2"])
+def test_sigterm_before_the_first_step_stops_there_and_says_that_nothing_was_trained(
+    tmp_path, base, where
+):
+    pairs = sealed_pairs(tmp_path / "pairs")
+    failpoints.arm(f"{where}=term")
+    with pytest.raises(InterruptedRun, match="nothing was trained yet") as caught:
+        train(tmp_path / "run", pairs, values(base, **PREPARED))
+    assert "SIGTERM" in caught.value.what
+    assert "run the same command again" in caught.value.fix
+    assert caught.value.exit_code == 130
+    assert steps_kept(tmp_path / "run") == []
+    kept = (tmp_path / "run/scratch/references.safetensors").exists()
+    assert kept == (where != "references-batch:2")
+    assert not (tmp_path / "run/scratch/trunk/states.json").exists()
+    assert train(tmp_path / "run", pairs, values(base, **PREPARED)).facts["steps"] == 2
+
+
+@pytest.mark.usefixtures("_survives_sigterm")
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("samples-before", "step 2 of 2"),
+        ("checkpoint-named", "step 2 is saved"),
+        ("seal-end", "is sealed"),
+    ],
+)
+def test_sigterm_at_the_end_stops_and_says_what_is_kept(tmp_path, base, rows, where, said):
+    recipe = values(base, max_steps=2, sample_rows=1, sample_every_steps=2)
+    recipe["train"]["checkpoint_every_steps"] = 100
+    recipe["train"]["validate_every_steps"] = 100
+    failpoints.arm(f"{where}=term")
+    with pytest.raises(InterruptedRun, match=said):
+        train(tmp_path / "run", rows, recipe)
+    assert (tmp_path / "run" / "manifest.json").exists() == (where == "seal-end")
+    if where != "seal-end":
+        assert train(tmp_path / "run", rows, recipe).facts["steps"] == 2
 
 
 def test_a_full_disk_at_a_checkpoint_stops_with_the_one_before_intact(tmp_path, base, rows):

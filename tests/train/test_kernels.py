@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.train.fast import gated, head, norm
+from tunesmith.train import fast
+from tunesmith.train.fast import FastSwitches, gated, head, norm
 from tunesmith.train.fast.kernels import find_kernels, why_not, without_kernels
 from tunesmith.train.fast.layout import AttentionShape, plan_layout
 from tunesmith.train.fast.segments import plan_segments
 from tunesmith.train.packing import MicroBatch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fast_models as tiny
+
+# PEFT asks transformers for a property under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 needs_kernels = pytest.mark.skipif(bool(why_not()), reason=f"no kernels here: {why_not()}")
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 3e-2}
@@ -316,3 +325,21 @@ def test_a_layout_lists_ancestors_root_first_and_heirs_at_any_depth(one, two):
     heirs = [layout.heirs[layout.heirs_at[s] : layout.heirs_at[s + 1]].tolist() for s in range(4)]
     assert heirs == [[1, 2, 3], [2], [], []]
     assert (one in layout.ancestors(two)) == (two in heirs[one])
+
+
+@needs_kernels
+def test_the_switch_turns_the_kernels_off_for_the_step_alone():
+    model = tiny.adapted(tiny.base_model("Llama"))
+    seen: list[bool] = []
+    layer = model.get_base_model().model.norm
+    layer.register_forward_hook(lambda *_: seen.append(find_kernels(torch.zeros(1)) is not None))
+    losses = []
+    for wanted in (True, False):
+        report = fast.apply(model, FastSwitches(kernels=wanted))
+        assert report.lines()[-1] == ("kernels: on" if wanted else "kernels: off, switched off")
+        seen.clear()
+        losses.append(fast.evaluate_microbatch(model, tiny.one_batch(tiny.some_rows()))[0])
+        assert seen == [wanted]
+        assert find_kernels(torch.zeros(1)) is not None
+        fast.remove(model)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -21,7 +21,7 @@ from tunesmith.store.failpoints import FAILPOINTS
 from tunesmith.train.curve import read_curve
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, write_sums
+from small_base import save_small_base, write_pairs, write_sums
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +29,23 @@ SERVER = Path(__file__).with_name("kill_server.py")
 KILLS = 50
 LEAST_IN_TRAINING = 25
 """Of the random kills; the others fall into loading and sealing."""
+
+
+PREPARED = {
+    "max_steps": 3,
+    "objective": {"kind": "dpo"},
+    "method": {"kind": "lora", "rank": 2, "layers": 1},
+    "trunk_cache": "disk",
+}
+"""A recipe that computes much before its first step."""
+
+
+def is_prepared(name: str) -> bool:
+    return name.startswith(("references-", "trunk-", "straight-prepared"))
+
+
+def straight_of(name: str) -> str:
+    return "straight-prepared" if is_prepared(name) else "straight"
 
 
 class Server:
@@ -51,14 +68,16 @@ class Server:
     def values(self, name: str) -> dict[str, Any]:
         """A recipe whose workspace is `name`, its dataset sealed already."""
         place = self.folder / name
-        if not place.exists() and (self.folder / "straight" / "kill").exists():
-            for data in (self.folder / "straight" / "kill").glob("data-*"):
+        straight = self.folder / straight_of(name) / "kill"
+        if not place.exists() and straight.exists():
+            for data in straight.glob("data-*"):
                 shutil.copytree(data, place / "kill" / data.name)
+        rows, changes = ("pairs.jsonl", PREPARED) if is_prepared(name) else ("rows.jsonl", {})
         return {
             "name": "kill",
             "workspace": str(place),
             "model": {"base": str(self.base)},
-            "data": {"source": {"kind": "files", "train": [str(self.folder / "rows.jsonl")]}},
+            "data": {"source": {"kind": "files", "train": [str(self.folder / rows)]}},
             "train": {
                 "epochs": 2,
                 "max_steps": 20,
@@ -72,6 +91,7 @@ class Server:
                 "checkpoint_every_steps": 3,
                 "keep": "best",
                 "method": {"kind": "lora", "rank": 2},
+                **changes,
             },
         }
 
@@ -91,6 +111,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("kill")
     base = save_small_base(folder / "base")
     write_sums(folder / "rows.jsonl")
+    write_pairs(folder / "pairs.jsonl")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (folder / "server.err").open("w") as errors:
         process = subprocess.Popen(
@@ -105,6 +126,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
             found = Server(process, folder, base)
             first = found.ask(values=found.values("straight"))
             assert first["code"] == 0, (folder / "server.err").read_text()
+            found.run("straight-prepared")
             yield found
     assert process.returncode == 0
     shutil.rmtree(folder)
@@ -119,7 +141,7 @@ def train_dir(server: Server, name: str) -> Path | None:
 
 
 def assert_ends_like_the_straight_run(server: Server, name: str) -> None:
-    straight, found = sealed(server, "straight"), sealed(server, name)
+    straight, found = sealed(server, straight_of(name)), sealed(server, name)
     found.verify()
     for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert found.path(file).read_bytes() == straight.path(file).read_bytes()

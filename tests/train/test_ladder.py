@@ -7,7 +7,15 @@ import pytest
 from tunesmith.config import recipe_from
 from tunesmith.errors import CapacityError
 from tunesmith.models.memory import GIB, SHAPES, Recompute
-from tunesmith.train.ladder import Situation, climb, need_of
+from tunesmith.train.ladder import (
+    Situation,
+    changed,
+    climb,
+    is_in_backward,
+    need_of,
+    needs_of,
+    next_rungs,
+)
 
 
 def situation(**train) -> Situation:
@@ -103,3 +111,63 @@ def test_whole_layers_computed_again_are_not_asked_for_twice():
     at = situation(activation_checkpointing=30)
     start = Situation(**(vars(at) | {"recompute": Recompute(30, 30)}))
     assert not any("checkpointing" in rung for rung in rungs_of(start))
+
+
+FULL = {"method": {"kind": "full"}, "batch_tokens": 256}
+
+
+def test_an_optimizer_in_the_backward_pass_keeps_one_micro_batch_a_step():
+    optimizer = {"in_backward": "on", "max_grad_norm": None}
+    at = situation(**FULL, optimizer=optimizer)
+    start = Situation(**(vars(at) | {"longest_row": 60}))
+    rungs = rungs_of(start)
+    assert any("adamw_8bit" in rung for rung in rungs)
+    assert not any("micro_batch_tokens" in rung for rung in rungs)
+
+
+def test_a_smaller_micro_batch_takes_the_optimizer_out_of_the_backward_pass_when_that_was_auto():
+    at = situation(**FULL, optimizer={"max_grad_norm": None})
+    whole = Situation(**(vars(at) | {"longest_row": 60}))
+    part = Situation(**(vars(whole) | {"micro_batch_tokens": 128}))
+    assert is_in_backward(whole.config, 256)
+    assert not is_in_backward(part.config, 128)
+    assert needs_of(part).gradients == 4 * whole.shape.parameters > needs_of(whole).gradients
+    # All gradients take more than a micro batch of half the size saves: no rung gains anything.
+    assert not any("micro_batch_tokens" in rung for rung in rungs_of(whole))
+
+
+def test_what_comes_next_is_named_by_key_and_value_on_top_of_what_was_asked_for():
+    asked = situation(micro_batch_tokens=512)
+    deepest = {"recompute": Recompute(30, 30), "longest_row": 60}
+    at = Situation(**(vars(asked.changed(micro_batch_tokens=256)) | deepest))
+    taken = "--set train.micro_batch_tokens=256"
+    assert next_rungs(at, asked.config) == [
+        "--set train.micro_batch_tokens=128",
+        f"--set train.method.kind=qlora {taken}",
+        f"--set train.method.rank=4 --set train.method.alpha=16.0 {taken}",
+        f"--set train.optimizer.kind=adamw_8bit {taken}",
+    ]
+
+
+def test_settings_that_are_equal_differ_in_no_option():
+    assert changed(situation().config, situation().config) == ""
+
+
+@pytest.mark.parametrize(
+    ("train", "less"),
+    [
+        ({**FULL, "optimizer": {"kind": "adamw_8bit"}}, "optimizer"),
+        ({"method": {"kind": "lora", "rank": 8, "layers": 3}}, "trainable"),
+        ({"method": {"kind": "lora", "rank": 8, "targets": ["q_proj"]}}, "trainable"),
+        ({"method": {"kind": "qlora", "rank": 8, "block_size": 256}}, "weights"),
+    ],
+    ids=str,
+)
+def test_the_formula_reads_the_settings_that_take_less(train, less):
+    kind = train.get("method", {}).get("kind", "lora")
+    usual = situation(**(train | {"method": {"kind": kind} | _rank(kind), "optimizer": {}}))
+    assert getattr(needs_of(situation(**train)), less) < getattr(needs_of(usual), less)
+
+
+def _rank(kind: str) -> dict:
+    return {} if kind == "full" else {"rank": 8}

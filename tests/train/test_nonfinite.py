@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: the layer is found, and the bundle shows it again."""
+"""A loss or gradient that is not finite: the layer is found, and the failure record shows it again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from tunesmith.config import recipe_from
 from tunesmith.errors import ArtifactError, MissingError, ModelError
 from tunesmith.store import Artifact, Run
 from tunesmith.train import run
-from tunesmith.train.bundle import read_bundle
 from tunesmith.train.nonfinite import NotFinite, locate_in
+from tunesmith.train.plan import plan_training
+from tunesmith.train.record import explained, read_record
 from tunesmith.train.replay import replay
+from tunesmith.train.session import Session, build
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fast_models as tiny
@@ -73,7 +75,7 @@ def fails(place: Path, rows: Artifact, recipe: dict) -> NotFinite:
     return caught.value
 
 
-def the_bundle(place: Path) -> Path:
+def the_record(place: Path) -> Path:
     (found,) = (place / "scratch").glob("nonfinite-*")
     return found
 
@@ -90,8 +92,8 @@ def test_a_bad_base_weight_is_named_with_its_layer_and_replay_shows_it(
     assert "model.layers.1" not in error.why
     assert "lines of validation.jsonl" in error.why
     assert "another copy" in error.fix
-    bundle = the_bundle(tmp_path / "run")
-    result = replay(bundle)
+    record = the_record(tmp_path / "run")
+    result = replay(record)
     assert result.is_reproduced
     assert result.found is not None
     assert "layers.2" in result.found.module
@@ -100,7 +102,7 @@ def test_a_bad_base_weight_is_named_with_its_layer_and_replay_shows_it(
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast", "plain"])
-def test_an_absurd_learning_rate_stops_with_step_lines_and_a_bundle_that_replays(
+def test_an_absurd_learning_rate_stops_with_step_lines_and_a_record_that_replays(
     tmp_path, base, rows, fast_path
 ):
     absurd = {"learning_rate": 1e30, "warmup_ratio": 0.0}
@@ -109,19 +111,19 @@ def test_an_absurd_learning_rate_stops_with_step_lines_and_a_bundle_that_replays
     assert "at step 2" in error.what
     assert "lines of train.jsonl" in error.why
     assert "tunesmith replay" in error.fix
-    bundle = the_bundle(tmp_path / "run")
-    assert bundle.name == "nonfinite-step-2"
-    kept = read_bundle(bundle)
+    record = the_record(tmp_path / "run")
+    assert record.name == "nonfinite-step-2"
+    kept = read_record(record)
     assert kept.facts["step"] == 1
     assert max(float(w.abs().max()) for w in kept.weights.values()) > 1e20  # before the step
     assert len(kept.batches) == 1
     lines = {int(i) + 1 for i in kept.batches[0].members}
     assert lines == set(kept.facts["lines"])
-    again = replay(bundle)
+    again = replay(record)
     assert again.is_reproduced
     assert again.found is not None
     assert again.found.sentence() in error.why
-    other = replay(bundle, precision="bf16")
+    other = replay(record, precision="bf16")
     assert (other.precision, other.trained_precision) == ("bf16", "fp32")
     assert other.found is not None  # weights this large overflow in both
 
@@ -132,14 +134,14 @@ def test_replay_says_when_the_base_is_another_one_and_finds_one_that_was_moved(
     name = "model.layers.0.mlp.up_proj.weight"
     broken = with_bad_weight(base, tmp_path / "broken", name, math.inf)
     fails(tmp_path / "run", rows, values(broken))
-    bundle = the_bundle(tmp_path / "run")
+    record = the_record(tmp_path / "run")
     moved = broken.rename(tmp_path / "moved")
     with pytest.raises(MissingError, match="broken") as caught:
-        replay(bundle)
+        replay(record)
     assert "--base" in caught.value.fix
-    assert replay(bundle, base_dir=moved).is_reproduced
+    assert replay(record, base_dir=moved).is_reproduced
     with pytest.raises(ModelError, match="another base model"):
-        replay(bundle, base_dir=base)
+        replay(record, base_dir=base)
 
 
 def test_the_command_exits_with_0_when_it_is_reproduced_and_1_when_it_is_not(
@@ -148,52 +150,52 @@ def test_the_command_exits_with_0_when_it_is_reproduced_and_1_when_it_is_not(
     name = "model.layers.3.mlp.gate_proj.weight"
     broken = with_bad_weight(base, tmp_path / "broken", name, math.inf)
     fails(tmp_path / "run", rows, values(broken))
-    bundle = str(the_bundle(tmp_path / "run"))
+    record = str(the_record(tmp_path / "run"))
     capsys.readouterr()
-    assert _door(["replay", bundle, "--json"]) == 0
+    assert _door(["replay", record, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["is_reproduced"] is True
     assert "layers.3" in found["found"]["module"]
-    facts = json.loads((Path(bundle) / "bundle.json").read_text())
+    facts = json.loads((Path(record) / "failure.json").read_text())
     finding = facts["finding"] | {"module": "another"}
-    rewrite(Path(bundle), finding=finding)
-    assert _door(["replay", bundle]) == 1
+    rewrite(Path(record), finding=finding)
+    assert _door(["replay", record]) == 1
     assert "no" in capsys.readouterr().out
 
 
-def rewrite(bundle: Path, **changes) -> None:
-    """Change facts of a bundle and seal them again."""
+def rewrite(record: Path, **changes) -> None:
+    """Change facts of a record and seal them again."""
     from tunesmith.store import sha256_of_json
 
-    facts = json.loads((bundle / "bundle.json").read_text()) | changes
+    facts = json.loads((record / "failure.json").read_text()) | changes
     facts.pop("sha256", None)
-    (bundle / "bundle.json").write_text(json.dumps(facts | {"sha256": sha256_of_json(facts)}))
+    (record / "failure.json").write_text(json.dumps(facts | {"sha256": sha256_of_json(facts)}))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "facts", "gone", "format"])
-def test_a_damaged_bundle_is_one_clear_error(tmp_path, base, rows, damage):
+def test_a_damaged_record_is_one_clear_error(tmp_path, base, rows, damage):
     broken = with_bad_weight(base, tmp_path / "b", "model.layers.0.mlp.up_proj.weight", math.inf)
     fails(tmp_path / "run", rows, values(broken))
-    bundle = the_bundle(tmp_path / "run")
-    weights = bundle / "weights.safetensors"
+    record = the_record(tmp_path / "run")
+    weights = record / "weights.safetensors"
     data = weights.read_bytes()
     if damage == "cut":
         weights.write_bytes(data[:-5])
     elif damage == "flip":
         weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     elif damage == "facts":
-        text = (bundle / "bundle.json").read_text()
-        (bundle / "bundle.json").write_text(text.replace('"step": 0', '"step": 3'))
+        text = (record / "failure.json").read_text()
+        (record / "failure.json").write_text(text.replace('"step": 0', '"step": 3'))
     elif damage == "gone":
-        (bundle / "micro-batch-0.safetensors").unlink()
+        (record / "micro-batch-0.safetensors").unlink()
     else:
-        rewrite(bundle, format=99)
+        rewrite(record, format=99)
     with pytest.raises(ArtifactError, match="is damaged"):
-        replay(bundle)
+        replay(record)
 
 
-def test_no_bundle_is_a_missing_error(tmp_path):
-    with pytest.raises(MissingError, match="is no bundle"):
+def test_no_record_is_a_missing_error(tmp_path):
+    with pytest.raises(MissingError, match="is no failure record"):
         replay(tmp_path / "nothing")
 
 
@@ -241,14 +243,62 @@ def test_the_first_of_several_micro_batches_is_found():
     assert finding.module.endswith("embed_tokens")
 
 
-def test_gradients_that_are_finite_with_a_norm_that_is_not_are_told_apart():
-    model = tiny.adapted(tiny.base_model("Llama"))
-    batch = tiny.one_batch(tiny.some_rows(4))
-    runs = [lambda: fast.train_microbatch(model, batch, 1e-36)[0]]
-    index, finding = locate_in(model, runs, with_norm=True)
+@pytest.mark.parametrize(("times", "where"), [(1, "norm"), (2, "weight gradient")])
+def test_a_norm_and_a_sum_of_gradients_that_are_not_finite_are_told_apart(times, where):
+    layer = torch.nn.Linear(2, 2, bias=False)
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([layer])
+
+    def run() -> float:
+        # Four gradients of 3e38: each is finite, their norm is 6e38, two of them are 6e38.
+        (layer.weight * 3e38).sum().backward()
+        return 1.0
+
+    index, finding = locate_in(model, [run] * times, with_norm=True)
     assert index is None
     assert finding is not None
-    assert finding.where in ("norm", "weight gradient")
+    assert (finding.where, finding.module) == (where, "layers.0.weight")
+
+
+def session_in_backward(base: Path, rows: Artifact) -> Session:
+    recipe = values(
+        base,
+        method={"kind": "full"},
+        micro_batch_tokens=256,
+        optimizer={"max_grad_norm": None, "in_backward": "on"},
+    )
+    return build(plan_training(recipe_from(recipe), rows))
+
+
+def test_with_an_optimizer_in_the_backward_pass_the_weight_is_found_too(tmp_path, base, rows):
+    session = session_in_backward(base, rows)
+    name = "model.layers.1.mlp.up_proj.weight"
+    session.parameters[name].register_hook(lambda gradient: gradient / 0.0)
+    before = {name: weight.detach().clone() for name, weight in session.parameters.items()}
+    with pytest.raises(NotFinite) as caught:
+        session.train_step()
+    kept = {name: weight.detach().clone() for name, weight in session.parameters.items()}
+    changed = {name for name in before if not torch.equal(before[name], kept[name])}
+    assert "model.layers.3.mlp.up_proj.weight" in changed  # as the docstring of NotFinite says
+    assert not {place for place in changed if ".layers.0." in place}
+    error = explained(session, caught.value, tmp_path)
+    assert f"first not finite: the gradient of {name}" in error.why
+    assert all(torch.equal(kept[name], weight) for name, weight in session.parameters.items())
+    assert all(weight.grad is None for weight in session.parameters.values())
+
+
+def test_what_does_not_come_again_is_laid_to_the_updates_and_not_to_the_machine(
+    tmp_path, base, rows
+):
+    session = session_in_backward(base, rows)
+    weight = session.parameters["model.layers.0.mlp.up_proj.weight"]
+    once = iter([math.inf])
+    weight.register_hook(lambda gradient: gradient * next(once, 1.0))
+    with pytest.raises(NotFinite) as caught:
+        session.train_step()
+    error = explained(session, caught.value, tmp_path)
+    assert "updated by then" in error.why
+    assert "machine" not in error.why
 
 
 def test_a_sound_micro_batch_has_no_finding():

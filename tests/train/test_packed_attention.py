@@ -18,7 +18,7 @@ from tunesmith.train.fast.attention import (
     Scoring,
     attend_packed,
 )
-from tunesmith.train.fast.step import in_step, packed_hidden
+from tunesmith.train.fast.step import in_step, packed_hidden, runs_packed
 from tunesmith.train.fast.swap import fast_path_of
 from tunesmith.train.packing import pack
 
@@ -278,6 +278,7 @@ def test_rotary_tables_that_change_with_the_longest_row_are_packed_up_to_their_l
         assert fast.apply(model).packed
         with in_step(model, batch) as path:
             assert path.packed is packed
+        assert runs_packed(model, batch) is packed
         assert fast.train_microbatch(model, batch, 100.0)[0] == pytest.approx(loss, rel=1e-5)
         tiny.assert_same_grads(grads, tiny.adapter_grads(model))
 

@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.config import recipe_from
 from tunesmith.export import weights
+from tunesmith.models.memory import GIB, Recompute, shape_of
 from tunesmith.pipeline.proofs import rooms_of
 from tunesmith.store import Run
 from tunesmith.train import fast, methods, packing
+from tunesmith.train.ladder import Situation, need_of
 from tunesmith.train.objectives import Sft
+from tunesmith.train.plan import plan_training
 from tunesmith.train.prove import gradients, prove
 from tunesmith.train.prove.gradients import CEILING, FLOOR, Gradients, distance, limit_of
 from tunesmith.train.session import Session
@@ -76,6 +79,19 @@ def test_a_right_model_is_green_in_gradients_and_files(tiny_base, dataset, tmp_p
     assert set(statuses(proofs).values()) == {"green"}
     assert all(0 < proofs[name].limit < 1e-3 for name in ("split", "packed", "fast", "merge"))
     assert (proofs["resume"].figure, proofs["save"].figure) == (0, 0)
+
+
+@pytest.mark.slow
+def test_what_fit_settled_is_what_is_proved(tiny_base, dataset, tmp_path):
+    config = recipe_from(values(tiny_base)).train
+    rows = plan_training(recipe_from(values(tiny_base)), dataset).rows.rows
+    longest = max(len(row.tokens) for row in rows)
+    at = Situation(config, 64, longest, "fp32", shape_of(tiny_base), Recompute(2, 2))
+    recipe = recipe_from(values(tiny_base, fit=True, memory_gib=(need_of(at) - 1) / GIB))
+    rooms = rooms_of(recipe)
+    report = prove(recipe, dataset, tmp_path, rooms, only=("build",), spelled="my.yaml")
+    assert statuses({proof.name: proof for proof in report.proofs})["build"] == "green"
+    assert report.facts["method"] == "qlora"
 
 
 @pytest.mark.slow
@@ -271,9 +287,11 @@ def test_masks_of_zeros_leave_nothing_to_compute(monkeypatch, tiny_base, dataset
 
 @pytest.mark.slow
 def test_too_little_memory_is_red_with_a_remedy(tiny_base, dataset, tmp_path):
-    proofs = proved(tiny_base, dataset, tmp_path, "longest", memory_gib=0.05)
+    # More than the weights, which `build` counts, and less than any process that runs a step takes.
+    proofs = proved(tiny_base, dataset, tmp_path, "longest", memory_gib=0.1)
     red = [proof for proof in proofs.values() if proof.status == "red"]
-    assert [proof.name for proof in red] in (["build"], ["longest"])
+    assert [proof.name for proof in red] == ["longest"]
+    assert "a training step needs" in red[0].detail
     assert red[0].remedy
 
 

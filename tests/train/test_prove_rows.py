@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.load import load_tokenizer
 from tunesmith.train.prove import prove
 from tunesmith.train.prove.report import NEEDS, PROOFS, Finding, Ledger, with_needs
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_base import sealed_sums
 
 
 def quick(base: Path, dataset, folder: Path, **train):
@@ -110,6 +114,32 @@ def test_a_truncated_answer_is_red_as_one_that_is_cut_and_not_as_a_wrong_mask(
     assert "max_row_tokens" in proofs["whole"].remedy
     assert proofs["mask"].status == "green"
     assert proofs["stop"].figure == pytest.approx(71 / 72)
+    assert (proofs["stop"].status, proofs["stop"].detail) == (
+        "red",
+        "71 of 72 rows; not train.jsonl:29",
+    )
+
+
+@pytest.mark.parametrize(("bad", "status"), [(1, "green"), (12, "red")])
+def test_the_stop_proof_claims_a_share_of_rows_and_names_the_lines_of_the_others(
+    monkeypatch, tiny_base, tmp_path, bad, status
+):
+    def endless(row, messages):
+        number = int(messages[0]["content"].split()[2])
+        if number >= bad:
+            return row
+        end = len(row.trained) - row.trained[::-1].index(True) - 1
+        return replace(row, trained=(*row.trained[:end], False, *row.trained[end + 1 :]))
+
+    rendered_as(monkeypatch, endless)
+    rows = sealed_sums(tmp_path / "data", train=120)
+    _, proofs = quick(tiny_base, rows, tmp_path)
+    found = proofs["stop"]
+    assert found.title.startswith("rows whose answers all end")
+    assert (found.status, found.figure) == (status, pytest.approx((126 - bad) / 126))
+    named = ", ".join(f"train.jsonl:{line + 1}" for line in range(min(bad, 10)))
+    more = f" and {bad - 10} more" if bad > 10 else ""
+    assert found.detail == f"{126 - bad} of 126 rows; not {named}{more}"
 
 
 def test_rows_that_the_length_limit_refuses_are_red_with_its_remedy(tiny_base, dataset, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tunesmith import export
 from tunesmith.config import recipe_from
@@ -17,6 +19,7 @@ from tunesmith.models.nf4 import Nf4Linear
 from tunesmith.models.quantised import Nf4Format, load_nf4, original_weights, quantise_linears
 from tunesmith.store import Artifact, Run
 from tunesmith.train import fast
+from tunesmith.train import stage as train_stage
 from tunesmith.train.fast.kernels import why_not, without_kernels
 from tunesmith.train.fast.lora import LoraGroup, Projection
 
@@ -215,6 +218,30 @@ def test_a_block_size_that_nf4_does_not_have_is_refused(tiny_base):
     method = {"kind": "qlora", "block_size": 48}
     with pytest.raises(ConfigError, match="block_size"):
         recipe_from({"model": {"base": str(tiny_base)}, "train": {"method": method}})
+
+
+def test_a_run_whose_loss_on_the_original_base_is_not_finite_is_sealed_and_says_so(
+    tmp_path, tiny_base, dataset, monkeypatch, capsys
+):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    real = train_stage.save_trained
+
+    def damaging(*args: Any, **options: Any) -> None:
+        """The base's file gets a bad weight between the training and the seal."""
+        weights = load_file(base / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.inf
+        save_file(weights, base / "new", metadata={"format": "pt"})
+        (base / "new").replace(base / "model.safetensors")
+        real(*args, **options)
+
+    monkeypatch.setattr(train_stage, "save_trained", damaging)
+    result = stage.train_here(tmp_path / "run", dataset, settings(base, max_steps=1))
+    facts = Artifact.open(tmp_path / "run", "train").facts["quantised_base"]
+    assert facts["validation_loss_on_original"] is None
+    assert "the loss is nan" in facts["why_no_loss"]
+    assert facts["why_no_loss"] in " ".join(capsys.readouterr().err.split())
+    assert result.validation_loss > 0
 
 
 @pytest.mark.slow

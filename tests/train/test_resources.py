@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from tunesmith.config import recipe_from
-from tunesmith.errors import CapacityError
+from tunesmith.config import ModelConfig, recipe_from
+from tunesmith.errors import CapacityError, ConfigError
+from tunesmith.models.load import resolve_base
 from tunesmith.models.memory import GIB, shape_of
 from tunesmith.store import Artifact, Run
 from tunesmith.train import run
-from tunesmith.train.ladder import Situation, need_of
+from tunesmith.train.ladder import Situation, need_of, needs_of
+from tunesmith.train.packing import plan_epoch
 from tunesmith.train.plan import TrainPlan, plan_training
-from tunesmith.train.resources import Resources
+from tunesmith.train.resources import Resources, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -81,6 +84,73 @@ def test_fit_lowers_settings_tells_each_and_a_resumed_run_keeps_them(tiny_base, 
     assert again.resources.measured == plan.resources.measured
     assert again.method == plan.method
     assert again.optimizer == plan.optimizer
+
+
+IN_BACKWARD = {"in_backward": "on", "max_grad_norm": None}
+
+
+def test_fit_leaves_an_optimizer_in_the_backward_pass_its_one_micro_batch(tiny_base, dataset):
+    settings = FIXED | {"micro_batch_tokens": 512, "fit": True, "optimizer": IN_BACKWARD}
+    settings |= {"method": {"kind": "full"}}
+    asked = plan_of(tiny_base, dataset, **settings, memory_gib=100)
+    longest = max(len(row.tokens) for row in asked.rows.rows)
+    start = Situation(asked.resources.config, 512, longest, "fp32", shape_of(tiny_base))
+    plan = plan_of(tiny_base, dataset, **settings, memory_gib=(need_of(start) - 1) / GIB)
+    assert plan.resources.in_backward
+    assert plan.micro_batch_tokens == plan.batch_tokens == 512
+    assert "activation_checkpointing" in plan.resources.told[1]
+
+
+def test_what_an_earlier_attempt_settled_must_hold_together_too(tiny_base, dataset):
+    chosen = {"precision": "fp32", "threads": 1, "micro_batch_tokens": 128}
+    settings = {"optimizer": IN_BACKWARD, "method": {"kind": "full"}, "batch_tokens": 512}
+    with pytest.raises(ConfigError, match="4 micro batches a step"):
+        plan_of(tiny_base, dataset, chosen, **settings)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"method": {"kind": "full"}, "optimizer": {"kind": "adamw_8bit"}},
+        {"method": {"kind": "full"}, "optimizer": {"max_grad_norm": None}},
+        {"method": {"kind": "lora", "rank": 64, "layers": 1}},
+        {"method": {"kind": "lora", "rank": 64, "targets": ["q_proj"]}},
+        {"method": {"kind": "qlora", "rank": 8, "block_size": 4096}},
+    ],
+    ids=str,
+)
+def test_a_run_is_refused_only_below_what_its_own_settings_take(tiny_base, train):
+    base = resolve_base(ModelConfig(base=str(tiny_base)))
+
+    def settled(gib: float) -> Resources:
+        values = FIXED | {"micro_batch_tokens": 512, "memory_gib": gib} | train
+        return settle(recipe_from({"train": values}).train, base, lambda size: [], 100)
+
+    at = Situation(settled(100).config, 512, 100, "fp32", shape_of(tiny_base))
+    need = needs_of(at)
+    least = need.weights + need.trainable + need.gradients + need.optimizer
+    assert settled(least / GIB).memory_bytes == least
+    with pytest.raises(CapacityError, match="weights, gradients and optimizer"):
+        settled((least - 1) / GIB)
+
+
+@pytest.mark.slow
+def test_the_micro_batch_is_timed_with_the_threads_that_train(tiny_base):
+    recipe = recipe_from({"train": {"batch_tokens": 512, "precision": "fp32", "threads": 1}})
+    base, seen = resolve_base(ModelConfig(base=str(tiny_base))), []
+
+    def packed(size):
+        seen.append(torch.get_num_threads())
+        rows = [([1, 2, 3, 4], [False, False, True, True])] * 4
+        return plan_epoch(rows, batch_tokens=512, micro_batch_tokens=size, seed=0, epoch=0)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        settle(recipe.train, base, packed, 4)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_fit_that_cannot_help_shows_the_whole_ladder(tiny_base, dataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,11 @@ from tunesmith.errors import CapacityError, ConfigError
 from tunesmith.models.memory import GIB, MOMENTS_BYTES, Recompute
 from tunesmith.store import Artifact
 from tunesmith.train import checkpoint, randomness
-from tunesmith.train.fast.swap import fast_path_of
+from tunesmith.train.fast.swap import causal_model, fast_path_of
+from tunesmith.train.filling import capacity_for
 from tunesmith.train.memory import (
     Estimate,
     calibrate,
-    capacity_for,
-    largest_that_fits,
     least_recompute,
     longest_batch,
     memory_budget,
@@ -30,6 +31,7 @@ from tunesmith.train.memory import (
 from tunesmith.train.plan import plan_training
 from tunesmith.train.resources import Resources
 from tunesmith.train.session import Session, build
+from tunesmith.train.shortage import largest_micro_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -111,9 +113,29 @@ def test_a_budget_that_nothing_fits_into_is_an_error_before_anything_is_run(tiny
 
 
 def test_the_largest_micro_batch_that_fits_divides_the_step():
-    assert largest_that_fits(lambda size: size <= 300, (2048, 1024)) == 256
-    assert largest_that_fits(lambda size: size <= 300, (600, 600)) == 300
-    assert largest_that_fits(lambda size: False, (2048, 1024)) is None
+    assert largest_micro_batch(lambda size: size <= 300, (2048, 1024)) == 256
+    assert largest_micro_batch(lambda size: size <= 300, (600, 600)) == 300
+    assert largest_micro_batch(lambda size: False, (2048, 1024)) is None
+
+
+def test_after_the_ladder_the_error_names_its_next_rungs(tiny_base, dataset):
+    session = session_of(tiny_base, dataset, fit=True, memory_gib=100)
+    with pytest.raises(CapacityError) as found:
+        rehearse(with_budget(session, 1000))
+    assert "--fit" not in found.value.fix
+    assert "next rungs of the ladder: --set train." in found.value.fix
+    assert "--set train.method.kind=qlora" in found.value.fix
+
+
+def test_no_smaller_micro_batch_is_offered_to_an_optimizer_in_the_backward_pass(tiny_base, dataset):
+    optimizer = {"max_grad_norm": None, "in_backward": "on"}
+    settings = {"method": {"kind": "full"}, "batch_tokens": 1024, "micro_batch_tokens": 1024}
+    session = session_of(tiny_base, dataset, optimizer=optimizer, **settings)
+    estimate = calibrate(session, longest_batch(session.plan))
+    budget = estimate.need(Recompute(2, 2), 512)
+    with pytest.raises(CapacityError) as found:
+        rehearse(with_budget(session, budget))
+    assert "micro_batch_tokens" not in found.value.fix
 
 
 def test_the_error_offers_to_compute_more_again_when_that_is_off(tiny_base, dataset):
@@ -125,7 +147,7 @@ def test_the_error_offers_to_compute_more_again_when_that_is_off(tiny_base, data
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("asked", "expected"), [("off", Recompute()), (1, Recompute(1, 1)), (9, Recompute(2, 2))]
+    ("asked", "expected"), [("off", Recompute()), (1, Recompute(1, 1)), (2, Recompute(2, 2))]
 )
 def test_so_many_layers_are_computed_again_as_asked(tiny_base, dataset, asked, expected):
     session = session_of(tiny_base, dataset, activation_checkpointing=asked)
@@ -134,9 +156,88 @@ def test_so_many_layers_are_computed_again_as_asked(tiny_base, dataset, asked, e
     assert str(expected) in found.line()
 
 
+def test_more_layers_than_can_be_computed_again_are_refused_with_their_number(tiny_base, dataset):
+    session = session_of(tiny_base, dataset, activation_checkpointing=9)
+    with pytest.raises(ConfigError, match="= 9, but 2 decoder layers") as found:
+        rehearse(session)
+    assert "activation_checkpointing=2" in found.value.fix
+    upper = {"method": {"kind": "lora", "rank": 4, "layers": 1}}
+    session = session_of(tiny_base, dataset, activation_checkpointing=2, **upper)
+    with pytest.raises(ConfigError, match="1 decoder layers"):
+        rehearse(session)
+
+
+def test_layers_that_are_not_found_cannot_be_asked_for(tiny_base, dataset):
+    session = session_of(tiny_base, dataset, activation_checkpointing=1)
+    causal_model(session.model).config.num_hidden_layers = 3
+    with pytest.raises(ConfigError, match="has no effect"):
+        rehearse(session)
+
+
 @pytest.mark.slow
-def test_what_an_earlier_attempt_chose_is_taken_again(tiny_base, dataset):
+def test_what_an_earlier_attempt_computed_again_is_the_least(tiny_base, dataset):
     assert rehearse(session_of(tiny_base, dataset), Recompute(2, 1)).recompute == Recompute(2, 1)
+    # Large, so that activations outweigh what the process's size varies by; and warmed up.
+    session = session_of(tiny_base, dataset, batch_tokens=16_384, micro_batch_tokens=16_384)
+    assert rehearse(session).recompute == Recompute()
+    budget = calibrate(session, longest_batch(session.plan)).need(Recompute(1), 16_384)
+    found = rehearse(with_budget(session, budget), Recompute())
+    assert found.recompute.mlp >= 1
+    assert found.needed_bytes <= budget
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"method": {"kind": "lora", "rank": 4}},
+        {"method": {"kind": "lora", "rank": 4}, "precision": "bf16"},
+        {"method": {"kind": "qlora", "rank": 4, "block_size": 32}},
+        {"method": {"kind": "full"}, "precision": "bf16"},
+        {
+            "method": {"kind": "full"},
+            "micro_batch_tokens": 512,
+            "optimizer": {"max_grad_norm": None, "in_backward": "on"},
+        },
+    ],
+    ids=str,
+)
+def test_a_resumed_run_may_compute_more_again_and_ends_the_same_to_the_bit(
+    tmp_path, tiny_base, dataset, train
+):
+    straight = session_of(tiny_base, dataset, **train)
+    assert rehearse(straight).recompute == Recompute()
+    straight.train_step()
+    checkpoint.save(tmp_path, straight.step, *straight.state())
+    straight.train_step()
+    resumed = session_of(tiny_base, dataset, activation_checkpointing=2, **train)
+    assert rehearse(resumed, Recompute()).recompute == Recompute(2, 2)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    resumed.restore(found)
+    resumed.train_step()
+    tensors, _ = straight.state()
+    others, _ = resumed.state()
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_rows_that_are_too_long_to_be_packed_count_as_the_rectangle_they_are_padded_to(
+    tmp_path, tiny_base, dataset
+):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    changes = {"rope_parameters": rope, "max_position_embeddings": 16}
+    (base / "config.json").write_text(json.dumps(config | changes))
+    session = session_of(base, dataset)
+    path, batch = fast_path_of(session.model), longest_batch(session.plan)
+    assert path is not None
+    assert path.report.packed
+    assert path.limit == 16 < batch.row_lengths.max()
+    rectangle = int(batch.row_lengths.size * batch.row_lengths.max())
+    assert rehearse(session).positions == rectangle != batch.positions
 
 
 def test_the_trial_counts_less_kept_at_each_level(tiny_base, dataset):

@@ -188,8 +188,8 @@ class _Tour:
     def _finish(
         self, seconds: float, answer: Answer, rows: list[list[Any]] | None
     ) -> Mapping[str, Any]:
-        from tunesmith.pipeline import peak_rss_bytes
         from tunesmith.store import write_atomically
+        from tunesmith.telemetry import peak_rss_bytes
 
         self.seconds["serve"] = seconds
         earlier = [done.seconds for done in self.results.values() if done.reused and done.seconds]

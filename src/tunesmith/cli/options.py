@@ -67,7 +67,8 @@ fit_option = click.option(
     "--fit",
     is_flag=True,
     help="When memory is short, lower settings one by one (micro batch, checkpointing, QLoRA, row "
-    "length, rank, 8-bit optimizer) until it is enough; each step is printed.",
+    "length, rank, 8-bit optimizer) until a step fits by the memory formula; each is printed. The "
+    "rehearsal then measures; if it is still too large, the error names the next settings.",
 )
 
 json_option = click.option(

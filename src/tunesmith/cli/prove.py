@@ -62,6 +62,10 @@ def prove(asked: Asked, quick: bool, only: tuple[str, ...], as_json: bool) -> No
     """
     from tunesmith import pipeline
 
+    if quick and only:
+        raise click.UsageError(
+            "--quick takes the proofs that need no model, all of them: leave --only out"
+        )
     recipe = asked.load("train")
     found = pipeline.prove(recipe, quick=quick, only=only, spelled=asked.spelled, tell=tell)
     if as_json:

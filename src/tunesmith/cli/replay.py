@@ -19,7 +19,7 @@ NOT_REPRODUCED = 1
 
 
 @click.command
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -33,11 +33,11 @@ NOT_REPRODUCED = 1
 @json_option
 @click.pass_context
 def replay(
-    ctx: click.Context, bundle: Path, precision: str | None, base: Path | None, as_json: bool
+    ctx: click.Context, folder: Path, precision: str | None, base: Path | None, as_json: bool
 ) -> None:
     """Run a micro batch again whose loss or gradient was not finite.
 
-    BUNDLE is the folder that the error of the training run named. Every layer is watched; the exit
+    FOLDER is the failure record that the error of the training run named. Every layer is watched; the exit
     code is 0 when the same thing goes wrong in the same place, and 1 when it does not.
 
     \b
@@ -47,7 +47,7 @@ def replay(
     """
     from tunesmith.train.replay import replay as run_again
 
-    result = run_again(bundle, precision=precision, base_dir=base)
+    result = run_again(folder, precision=precision, base_dir=base)
     if as_json:
         print_json(result.as_dict())
     else:

@@ -116,9 +116,9 @@ class TrainConfig(Settings):
     memory_gib: float | None = Field(None, gt=0)
     """Memory that training may take in all; nine tenths of what is free when not set."""
     activation_checkpointing: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"
-    """Layers that the backward pass computes again: as few as fit in memory (`auto`), none, or so many from below."""
+    """Trained layers that the backward pass computes again: as few as fit in memory (`auto`), none, or a number."""
     fit: bool = False
-    """When memory is short, lower settings one by one until it is enough, and print each step. Off: an error."""
+    """Lower settings one by one, printing each, until a step fits by the memory formula; then it is measured."""
     max_row_tokens: int = Field(2_048, ge=8)
     """Longest row in tokens, prompt and answer together."""
     on_long_row: Literal["refuse", "drop", "cut_prompt"] = "refuse"

@@ -105,13 +105,19 @@ def memory_left(device: str = "cpu") -> int:
     return available if limit is None else min(available, max(0, limit - used))
 
 
-def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
-    """The control group's memory limit (None without one) and what it uses, in bytes.
+def memory_limit(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> tuple[int | None, int]:
+    """Memory limit (None without one) and use, in bytes, of the control group that has least left.
 
     Reads version 2, walking from the process's own group up to the root, then version 1.
+
+    Args:
+        root: where the control groups are mounted.
+        own: the file that names the process's group.
     """
-    limits = []
-    for group in _groups(root):
+    limits: list[tuple[int, int]] = []
+    for group in _groups(root, own):
         for limit_name, used_name in (
             ("memory.max", "memory.current"),
             ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -119,11 +125,11 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
             limit, used = _number(group / limit_name), _number(group / used_name)
             if limit is not None and limit < _NO_LIMIT:
                 limits.append((limit, (used or 0) - _reclaimable(group / limit_name)))
-    return min(limits, default=(None, 0), key=lambda pair: pair[0] or 0)
+    # A group's use counts in the groups above it too: the one that fills up first has least left.
+    return min(limits, key=lambda pair: pair[0] - pair[1]) if limits else (None, 0)
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    own = Path("/proc/self/cgroup")
+def _groups(root: Path, own: Path) -> Iterator[Path]:
     lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
     inner = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
     place = root / inner

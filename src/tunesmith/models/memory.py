@@ -5,13 +5,14 @@ L layers of hidden size d, feed-forward size f, query width q and key/value widt
 H heads, rows of S tokens, and activations of a bytes:
 
     weights      = P w                       (frozen under LoRA; w = 2 in bf16, 4 in fp32)
-                   V d w + (rest) 0.53       QLoRA: 4-bit linear weights (Dettmers et al. 2023,
-                                             arXiv 2305.14314: 4 + 0.127 bits a weight), the rest whole
+                   V d w + (rest) 0.52       QLoRA: 4-bit linear weights (Dettmers et al. 2023,
+                                             arXiv 2305.14314: 4 + 0.127 bits a weight by default),
+                                             the rest whole
     trainable    = A 4            (Q)LoRA    fp32 adapters; nothing more in full fine-tuning
-    gradients    = A 4            (Q)LoRA    P w            full, or the largest weight's alone
-                                             when the optimizer works in the backward pass
+    gradients    = A 4            (Q)LoRA    P w            full; those of one layer, or of a larger
+                                             weight, when the optimizer works in the backward pass
     optimizer    = A 8            (Q)LoRA    P 8            full: AdamW's two fp32 moments;
-                                             2.02 instead of 8 with 8-bit moments
+                                             2.03 instead of 8 with 8-bit moments
     activations  = T a (L (6 d + q + 2 k + 3 f + H S) - recomputed)
     logits       = 128 V (a + 8)  (Q)LoRA    T V (a + 12)   full
     runtime      = 0.6 GiB                   torch, transformers and their kernels
@@ -19,9 +20,10 @@ H heads, rows of S tokens, and activations of a bytes:
 The coefficients of `activations` count the tensors that the backward pass of one layer reads: the
 layer's input, both norms' outputs, q, k and v, the attention weights and output, both residuals,
 gate, up and their product. A layer whose MLP is computed again keeps d + 3 f less; one that is
-computed again as a whole keeps d alone, and the one layer that is at work is held in full. LoRA's
-head works on 128 answer rows at a time; full fine-tuning keeps the logits of every token. The sum
-is meant to be a little high: measured runs took 0.77 to 0.86 of it;
+computed again as a whole keeps d alone, and the one layer that is at work is held in full. Only the
+upper layers that have adapters keep anything. LoRA's head works on 128 answer rows at a time; full
+fine-tuning keeps the logits of every token. The sum is meant to be a little high: measured runs took
+0.77 to 0.86 of it;
 `tests/models/test_memory_formula.py` measures again and refuses less than 0.63 or more than 1.25.
 """
 
@@ -42,6 +44,7 @@ __all__ = [
     "Work",
     "largest_that_fits",
     "needs",
+    "nf4_bits",
     "shape_of",
 ]
 
@@ -50,12 +53,17 @@ RUNTIME_BYTES = int(0.6 * GIB)
 HEAD_CHUNK_ROWS = 128
 ROW_TOKENS = 256
 """Row length that the attention weights are counted for."""
-FOUR_BIT_BYTES = (4 + 0.127) / 8
-"""Bytes a weight of NF4 with double quantisation."""
+PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Names of a layer's linear products, in the order of `Shape.products`."""
 MOMENTS_BYTES = 8.0
 """Bytes a trained weight of AdamW's two fp32 moments."""
 MOMENTS_8BIT_BYTES = 2 + 2 * 4 / 256
 """Two 8-bit moments with an fp32 scale each 256 (Dettmers et al. 2022, arXiv 2110.02861)."""
+
+
+def nf4_bits(block_size: int = 64, double_quant: bool = True) -> float:
+    """Bits a weight in NF4 with the scales of its blocks (Dettmers et al. 2023, section 3)."""
+    return 4 + ((8 + 32 / 256) if double_quant else 32) / block_size
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,13 @@ class Method:
 
     Attributes:
         element_bytes: of weights and activations.
+        linear_bits: of a frozen linear weight of QLoRA.
     """
 
     name: str
     kind: Literal["lora", "qlora", "full"]
     element_bytes: int
+    linear_bits: float = nf4_bits()
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,9 @@ class Work:
         row_tokens: length of the longest row.
         moment_bytes: optimizer state, bytes a trained weight.
         in_backward: gradients are used and dropped one weight at a time.
+        layers: decoder layers from the top that have adapters; all when None.
+        targets: linear products that have adapters; all when None. A name that is not in `PRODUCTS`
+            counts nothing: its size is not known.
     """
 
     micro_batch_tokens: int = 1_024
@@ -113,6 +126,8 @@ class Work:
     recompute: Recompute = Recompute()
     moment_bytes: float = MOMENTS_BYTES
     in_backward: bool = False
+    layers: int | None = None
+    targets: tuple[str, ...] | None = None
 
 
 METHODS = (
@@ -192,9 +207,17 @@ class Shape:
         layer = max(rows * columns for rows, columns in self.products)
         return max(self.vocabulary * self.hidden, layer)
 
-    def adapter_parameters(self, rank: int) -> int:
-        """Weights of LoRA on all seven products of every layer."""
-        return self.layers * rank * sum(rows + columns for rows, columns in self.products)
+    def adapter_parameters(
+        self, rank: int, layers: int | None = None, targets: tuple[str, ...] | None = None
+    ) -> int:
+        """Weights of LoRA on all seven products of every layer, or on some; see `Work`."""
+        named = zip(PRODUCTS, self.products, strict=True)
+        chosen = [sizes for name, sizes in named if targets is None or name in targets]
+        return self.trained_layers(layers) * rank * sum(rows + columns for rows, columns in chosen)
+
+    def trained_layers(self, layers: int | None) -> int:
+        """How many of the upper `layers` there are; all when None."""
+        return self.layers if layers is None else min(layers, self.layers)
 
 
 # Sizes from the models' published config.json files.
@@ -233,10 +256,12 @@ def needs(shape: Shape, method: Method, work: Work | None = None) -> Need:
     work = Work() if work is None else work
     size, parameters = method.element_bytes, shape.parameters
     is_full = method.kind == "full"
-    trained = parameters if is_full else shape.adapter_parameters(work.rank)
+    adapters = shape.adapter_parameters(work.rank, work.layers, work.targets)
+    trained = parameters if is_full else adapters
     gradients = parameters * size if is_full else trained * 4
     if work.in_backward:
-        gradients = max(shape.largest_weight * size, gradients // max(shape.layers, 1))
+        gradients //= max(shape.trained_layers(work.layers), 1)
+        gradients = max(shape.largest_weight * size, gradients) if is_full else gradients
     logits = shape.vocabulary * (
         work.micro_batch_tokens * (size + 12) if is_full else HEAD_CHUNK_ROWS * (size + 8)
     )
@@ -255,7 +280,7 @@ def _weight_bytes(shape: Shape, method: Method) -> int:
     if method.kind != "qlora":
         return shape.parameters * method.element_bytes
     linear = shape.layers * sum(rows * columns for rows, columns in shape.products)
-    return int(linear * FOUR_BIT_BYTES + (shape.parameters - linear) * method.element_bytes)
+    return int(linear * method.linear_bits / 8 + (shape.parameters - linear) * method.element_bytes)
 
 
 def _activation_bytes(shape: Shape, size: int, work: Work) -> int:
@@ -263,9 +288,10 @@ def _activation_bytes(shape: Shape, size: int, work: Work) -> int:
     attention = (
         4 * shape.hidden + shape.query_width + 2 * shape.key_width + shape.heads * work.row_tokens
     )
-    whole = min(work.recompute.whole, shape.layers)
-    part = min(work.recompute.mlp, shape.layers) - whole
-    kept = shape.layers * (shape.hidden + attention + mlp) - part * mlp
+    layers = shape.trained_layers(work.layers)
+    whole = min(work.recompute.whole, layers)
+    part = min(work.recompute.mlp, layers) - whole
+    kept = layers * (shape.hidden + attention + mlp) - part * mlp
     kept -= whole * (attention + mlp)
     if part or whole:
         # The layer that is at work is whole; with every layer kept it is counted already.

@@ -50,7 +50,7 @@ def prove(
     Args:
         recipe: the recipe.
         quick: only the proofs that need no model, as at the start of every training.
-        only: only these proofs and what they need.
+        only: only these proofs and what they need; nothing with `quick`, which takes all of its own.
         spelled: recipe and options as the user typed them, for the remedies.
         tell: called with the data stage's step before it is done.
 

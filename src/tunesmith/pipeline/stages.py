@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tunesmith.errors import (
     listed,
 )
 from tunesmith.store import MANIFEST, Artifact, Parent, Run, write_atomically
+from tunesmith.telemetry import peak_rss_bytes
 
 __all__ = [
     "STAGES",
@@ -42,7 +42,6 @@ __all__ = [
     "check",
     "do_step",
     "find",
-    "peak_rss_bytes",
     "plan",
     "run",
     "run_stage",
@@ -64,7 +63,7 @@ COMMANDS: Mapping[Stage, str] = {
     "evaluate": "evaluate",
     "export": "export",
 }
-FORMATS: Mapping[Stage, int] = {"data": 1, "train": 1, "evaluate": 1, "export": 1}
+FORMATS: Mapping[Stage, int] = {"data": 1, "train": 2, "evaluate": 1, "export": 1}
 """Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
 
 TIMING = "scratch/timing.json"
@@ -513,18 +512,6 @@ def _write_timing(place: Path, seconds: float) -> int:
     record = {"seconds": round(seconds, 3), "peak_rss_bytes": peak}
     write_atomically(place / TIMING, json.dumps(record))
     return peak
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory that this process has had."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def _remove_if_untouched(place: Path) -> None:

@@ -1,8 +1,8 @@
 """Named places where a process can be made to die, so that tests can prove that nothing is lost.
 
-`TUNESMITH_FAILPOINT=name[:nth][=enospc]` in the environment arms one: at the nth time (the first when
-not given) that the program reaches it, the process is killed by SIGKILL, or a full disk is reported
-there. Unset, a failpoint costs one comparison.
+`TUNESMITH_FAILPOINT=name[:nth][=enospc|=term]` in the environment arms one: at the nth time (the first
+when not given) that the program reaches it, the process is killed by SIGKILL, or a full disk is reported
+there, or it gets SIGTERM and goes on. Unset, a failpoint costs one comparison.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ __all__ = ["FAILPOINTS", "VARIABLE", "arm", "reach"]
 VARIABLE = "TUNESMITH_FAILPOINT"
 
 FAILPOINTS: Mapping[str, str] = {
+    "references-batch": "before a micro batch of the reference log-probabilities",
+    "references-written": "before the reference log-probabilities get their name",
+    "trunk-batch": "before a micro batch of the frozen layers' pass",
+    "trunk-states": "between the frozen layers' states on disk and their seal",
     "step-begin": "before the first micro batch of a step",
     "step-forward": "before a micro batch",
     "step-backward": "between a micro batch's forward and backward pass",
@@ -50,7 +54,7 @@ FAILPOINTS: Mapping[str, str] = {
 }
 """Name -> where it is. Tests kill a run at every one of them."""
 
-_SPELLED = re.compile(r"(?P<name>[a-z-]+)(?::(?P<nth>[1-9]\d*))?(?:=(?P<what>kill|enospc))?")
+_SPELLED = re.compile(r"(?P<name>[a-z-]+)(?::(?P<nth>[1-9]\d*))?(?:=(?P<what>kill|enospc|term))?")
 
 
 @dataclass
@@ -82,14 +86,14 @@ def arm(spelled: str) -> None:
         hint = nearest(found["name"], FAILPOINTS) if found else ""
         raise ConfigError(
             f"{VARIABLE}={spelled} names no failpoint{hint}",
-            why=f"it is name[:nth][=enospc], with one of the names: {', '.join(FAILPOINTS)}",
+            why=f"it is name[:nth][=enospc|=term], with one of the names: {', '.join(FAILPOINTS)}",
             fix=f"mend or unset {VARIABLE}",
         )
     _State.armed = _Armed(found["name"], int(found["nth"] or 1), found["what"] or "kill")
 
 
 def reach(name: str) -> None:
-    """Say that the program is at a failpoint; die or fail here when it is the armed one.
+    """Say that the program is at a failpoint; die, fail or get a signal here when it is the armed one.
 
     Raises:
         OSError: ENOSPC, when that was asked for.
@@ -106,4 +110,4 @@ def reach(name: str) -> None:
     _State.armed = None
     if armed.what == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGTERM if armed.what == "term" else signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from tunesmith.telemetry.events import EventLog, Recorder, read_events
 from tunesmith.telemetry.metrics import METRICS, Metric, metric
+from tunesmith.telemetry.process import peak_rss_bytes
 from tunesmith.telemetry.progress import Bar, console, progress, silenced, visible
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Recorder",
     "console",
     "metric",
+    "peak_rss_bytes",
     "progress",
     "read_events",
     "silenced",

@@ -10,6 +10,7 @@ import numpy as np
 from tunesmith.config import DpoObjective
 from tunesmith.train.objectives import Measured
 from tunesmith.train.packing import Ints, MicroBatch
+from tunesmith.train.stopping import Check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,11 +93,11 @@ class Dpo:
         """Pairs."""
         return int(batch.members.size) // 2
 
-    def prepare(self, model: Any, plan: TrainPlan, folder: Path | None) -> None:
+    def prepare(self, model: Any, plan: TrainPlan, folder: Path | None, check: Check) -> None:
         """Log-probabilities of all rows under the model as it is now go into the plan."""
         from tunesmith.train.references import references_of
 
-        plan.refer_to(references_of(model, plan, folder))
+        plan.refer_to(references_of(model, plan, folder, check))
 
     def _losses(self, logps: Tensor, references: Tensor) -> Tensor:
         return dpo_loss(

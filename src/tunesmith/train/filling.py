@@ -10,7 +10,7 @@ import numpy as np
 
 from tunesmith.train.tree import Branch, SegmentTree, branch_of
 
-__all__ = ["LOOKAHEAD_ROWS", "Filler", "Groups", "Row"]
+__all__ = ["LOOKAHEAD_ROWS", "Filler", "Groups", "Row", "capacity_for"]
 
 LOOKAHEAD_ROWS = 64
 """How far ahead of the oldest waiting group a group may be pulled forward to fill a gap."""
@@ -20,6 +20,14 @@ Row = tuple[Sequence[int], Sequence[bool]]
 
 Groups = Sequence[Sequence[int]]
 """Row indices that stay together in one micro batch; each row is in exactly one group."""
+
+
+def capacity_for(micro_batch_tokens: int, positions: int) -> int:
+    """Size of the micro batch that holds so many positions: as asked, or two, four, ... times that."""
+    size = micro_batch_tokens
+    while size < positions:
+        size *= 2
+    return size
 
 
 class Filler:
@@ -74,8 +82,7 @@ class Filler:
         """Take the oldest groups while they fit, then the largest near ones that fit the gap."""
         chosen = [waiting.popleft()]
         tree, fits = self._tree(chosen), True
-        while capacity < tree.positions:
-            capacity *= 2
+        capacity = capacity_for(capacity, tree.positions)
         while fits and waiting and self._cost(waiting[0], tree) <= capacity - tree.positions:
             tree, fits = self._join(tree, chosen, waiting[0], capacity)
             if fits:

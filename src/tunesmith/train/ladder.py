@@ -1,4 +1,4 @@
-"""`--fit`: settings lowered one by one, in the field's order, until a step fits in memory.
+"""`--fit`: settings lowered one by one, in the field's order, until a step fits by the formula.
 
 The order is by what a rung costs the result: a smaller micro batch and activation checkpointing
 cost time alone; QLoRA rounds frozen weights; shorter rows lose prompt text; a lower rank learns
@@ -7,24 +7,39 @@ less; 8-bit moments round the optimizer's state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.config import LoraMethod, QloraMethod, TrainConfig
 from tunesmith.errors import CapacityError, listed
+from tunesmith.models.load import BaseModel
 from tunesmith.models.memory import (
     GIB,
     MOMENTS_8BIT_BYTES,
     MOMENTS_BYTES,
     Method,
+    Need,
     Recompute,
     Shape,
     Work,
     needs,
+    nf4_bits,
+    shape_of,
 )
+from tunesmith.train.filling import capacity_for
 
-__all__ = ["Situation", "climb", "need_of"]
+__all__ = [
+    "Situation",
+    "changed",
+    "climb",
+    "is_in_backward",
+    "known_shape",
+    "need_of",
+    "needs_of",
+    "next_rungs",
+    "offers",
+]
 
 KEEP_ALL = Recompute()
 LEAST_MICRO_TOKENS = 64
@@ -58,22 +73,67 @@ class Situation:
         return replace(self, config=self.config.model_copy(update=changes))
 
 
-def need_of(at: Situation) -> int:
-    """Bytes at the peak of a step, by the formula of `models.memory`."""
-    method, optimizer = at.config.method, at.config.optimizer
-    size = at.micro_batch_tokens
-    while size < at.longest_row - 1:
-        size *= 2
-    kind = Method(method.kind, method.kind, 2 if at.precision == "bf16" else 4)
+def needs_of(at: Situation) -> Need:
+    """What a step takes at its peak, by the formula of `models.memory`."""
+    method: Any = at.config.method
+    is_nf4 = isinstance(method, QloraMethod)
+    kind = Method(
+        name=method.kind,
+        kind=method.kind,
+        element_bytes=2 if at.precision == "bf16" else 4,
+        linear_bits=nf4_bits(method.block_size, method.double_quant) if is_nf4 else nf4_bits(),
+    )
+    is_8bit = at.config.optimizer.kind == "adamw_8bit"
     work = Work(
-        micro_batch_tokens=size,
+        micro_batch_tokens=capacity_for(at.micro_batch_tokens, at.longest_row - 1),
         rank=getattr(method, "rank", 1),
         row_tokens=at.longest_row,
         recompute=at.recompute,
-        moment_bytes=MOMENTS_8BIT_BYTES if optimizer.kind == "adamw_8bit" else MOMENTS_BYTES,
-        in_backward=optimizer.in_backward == "on",
+        moment_bytes=MOMENTS_8BIT_BYTES if is_8bit else MOMENTS_BYTES,
+        in_backward=is_in_backward(at.config, at.micro_batch_tokens),
+        layers=getattr(method, "layers", None),
+        targets=_names(getattr(method, "targets", "all-linear")),
     )
-    return needs(at.shape, kind, work).total
+    return needs(at.shape, kind, work)
+
+
+def _names(targets: str | tuple[str, ...]) -> tuple[str, ...] | None:
+    return None if isinstance(targets, str) else targets
+
+
+def need_of(at: Situation) -> int:
+    """All of `needs_of`, in bytes."""
+    return needs_of(at).total
+
+
+def is_in_backward(config: TrainConfig, micro_batch_tokens: int) -> bool:
+    """Whether the optimizer works inside the backward pass."""
+    optimizer = config.optimizer
+    if optimizer.in_backward != "auto":
+        return optimizer.in_backward == "on"
+    return (
+        config.method.kind == "full"
+        and optimizer.max_grad_norm is None
+        and micro_batch_tokens == config.batch_tokens
+    )
+
+
+def known_shape(base: BaseModel) -> Shape | None:
+    """The model's shape; None when its config is not Llama-like."""
+    try:
+        return shape_of(base.dir)
+    except (KeyError, TypeError):
+        return None
+
+
+def offers() -> frozenset[str]:
+    """Method and optimizer kinds that this machine has and a ladder may end at."""
+    from importlib.util import find_spec
+
+    from tunesmith.train.methods import METHODS
+
+    kinds = {"qlora"} & set(METHODS)
+    return frozenset(kinds | ({"adamw_8bit"} if find_spec("bitsandbytes") else set()))
 
 
 def climb(
@@ -107,7 +167,40 @@ def climb(
     )
 
 
+def next_rungs(at: Situation, asked: TrainConfig) -> list[str]:
+    """The next rung of each kind that would gain something, as the options that ask for it.
+
+    Args:
+        at: what was settled, and is too large.
+        asked: the settings as the user wrote them, on which the options come.
+    """
+    found = []
+    for _, ladder in LADDER:
+        lower = next((one for one in ladder(at) if need_of(one) < need_of(at)), None)
+        if lower is not None and changed(at.config, lower.config):
+            found.append(changed(asked, lower.config))
+    return list(dict.fromkeys(found))
+
+
+def changed(before: TrainConfig, after: TrainConfig) -> str:
+    """The options that turn the first settings into the second; empty when they are equal."""
+    old, new = (dict(_flat(config.model_dump(mode="json"))) for config in (before, after))
+    # A key that only the second one has comes with its kind, and is at its default.
+    keys = [key for key, value in new.items() if key in old and old[key] != value]
+    return " ".join(f"--set train.{key}={new[key]}" for key in keys)
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", found) for inner, found in _flat(value))
+        else:
+            yield key, value
+
+
 def _smaller_batches(at: Situation) -> Iterator[Situation]:
+    if at.config.optimizer.in_backward == "on":
+        return  # each gradient is used at once: a step is one micro batch
     size = at.micro_batch_tokens
     while True:
         smaller = range(LEAST_MICRO_TOKENS, size // 2 + 1)

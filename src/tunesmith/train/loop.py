@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -16,18 +11,20 @@ from tunesmith.errors import InterruptedRun
 from tunesmith.store import reach
 from tunesmith.telemetry import Bar, Recorder
 from tunesmith.train import checkpoint
-from tunesmith.train.bundle import explained
 from tunesmith.train.nonfinite import NotFinite
+from tunesmith.train.record import explained
 from tunesmith.train.samples import show_samples
 from tunesmith.train.session import Session
+from tunesmith.train.stopping import Check, Stopped
 
-__all__ = ["StopSignal", "Stopped", "fit", "stop_signal"]
+__all__ = ["GO_ON", "fit"]
 
+GO_ON = "run the same command again to go on (`tunesmith train` wants --resume)"
 SAVE_SECONDS = 60.0
 """A long step count between checkpoints still loses at most about this much work."""
 
 
-def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar) -> None:
+def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar, check: Check) -> None:
     """Train until the plan's last step, with validation, samples and checkpoints on the way.
 
     Args:
@@ -35,41 +32,41 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar) -> No
         checkpoints: folder for them.
         recorder: event log and curves.
         bar: progress; one unit is one optimizer step.
+        check: called between micro batches.
 
     Raises:
-        InterruptedRun: SIGINT or SIGTERM came; the state after the last whole step is saved.
-        NotFinite: the loss or a gradient is not finite; a bundle beside the checkpoints shows it again.
+        InterruptedRun: `check` raised `Stopped`; the state after the last whole step is saved.
+        NotFinite: the loss or a gradient is not finite; a failure record beside the checkpoints shows it again.
         StorageError: a checkpoint cannot be written; the ones before are intact.
     """
     plan, cadence = session.plan, session.plan.cadence
     saver = _Saver(session, checkpoints, recorder)
-    with stop_signal() as stop:
-        try:
-            _validate_if_due(session, recorder, bar, stop)
-            while session.step < plan.total_steps:
-                _train_step(session, recorder, bar, stop)
-                _validate_if_due(session, recorder, bar, stop)
-                last = session.step == plan.total_steps
-                if cadence.sample_rows and (last or session.step % cadence.sample_steps == 0):
-                    _show_samples(session, recorder, bar)
-                if last or saver.is_due():
-                    saver.save()
-                if not last:
-                    stop.check()
-        except Stopped as stopped:
-            saver.save()
-            raise InterruptedRun(
-                f"stopped by {stopped} after step {session.step} of {plan.total_steps}; "
-                "everything so far is saved",
-                fix="run the same command again to go on (`tunesmith train` wants --resume)",
-            ) from None
-        except NotFinite as found:
-            raise explained(session, found, checkpoints.parent) from None
+    try:
+        _validate_if_due(session, recorder, bar, check)
+        while session.step < plan.total_steps:
+            _train_step(session, recorder, bar, check)
+            _validate_if_due(session, recorder, bar, check)
+            last = session.step == plan.total_steps
+            if cadence.sample_rows and (last or session.step % cadence.sample_steps == 0):
+                _show_samples(session, recorder, bar, check)
+            if last or saver.is_due():
+                saver.save()
+            if not last:
+                check()
+    except Stopped as stopped:
+        saver.save()
+        raise InterruptedRun(
+            f"stopped by {stopped} after step {session.step} of {plan.total_steps}; "
+            "everything so far is saved",
+            fix=GO_ON,
+        ) from None
+    except NotFinite as found:
+        raise explained(session, found, checkpoints.parent) from None
 
 
-def _train_step(session: Session, recorder: Recorder, bar: Bar, stop: StopSignal) -> None:
+def _train_step(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:
     began, tokens_before = time.perf_counter(), session.tokens
-    loss, norm, rate = session.train_step(stop.check)
+    loss, norm, rate = session.train_step(check)
     seconds = time.perf_counter() - began
     session.seconds += seconds
     speed = (session.tokens - tokens_before) / seconds
@@ -96,7 +93,7 @@ def _metrics(
     }
 
 
-def _validate_if_due(session: Session, recorder: Recorder, bar: Bar, stop: StopSignal) -> None:
+def _validate_if_due(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:
     """Also on a resumed run, when the stop came into a validation."""
     is_last = session.step == session.plan.total_steps
     is_due = is_last or session.step % session.plan.cadence.validate_steps == 0
@@ -104,7 +101,7 @@ def _validate_if_due(session: Session, recorder: Recorder, bar: Bar, stop: StopS
     if not is_due or is_done:
         return
     reach("validation-before")
-    loss = session.validation_loss(stop.check)
+    loss = session.validation_loss(check)
     session.validation.append((session.step, loss))
     figures = {"loss_nats": loss, **session.validation_figures}
     named = {f"tunesmith_train_validation_{name}": value for name, value in figures.items()}
@@ -113,9 +110,9 @@ def _validate_if_due(session: Session, recorder: Recorder, bar: Bar, stop: StopS
     bar.print(f"step {session.step}: validation loss {loss:.4f} nats a {session.objective.unit}")
 
 
-def _show_samples(session: Session, recorder: Recorder, bar: Bar) -> None:
+def _show_samples(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:
     reach("samples-before")
-    show_samples(session, recorder, bar)
+    show_samples(session, recorder, bar, check)
     reach("samples-after")
 
 
@@ -150,48 +147,3 @@ class _Saver:
         keep = session.plan.cadence.keep_checkpoints
         checkpoint.prune(self._folder, keep, None if best is None else best[0])
         self._recorder.note("checkpoint", step=session.step, name=place.name)
-
-
-class Stopped(Exception):
-    """SIGINT or SIGTERM came; its text is the signal's name."""
-
-
-class StopSignal:
-    """Whether SIGINT or SIGTERM came; a second one stops at once, without saving."""
-
-    def __init__(self) -> None:
-        self.wanted = ""
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; the loop acts on it before the next micro batch."""
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = signal.Signals(number).name
-        os.write(2, b"\nstopping; press Ctrl-C again to stop without saving\n")
-
-    def check(self) -> None:
-        """Called between micro batches.
-
-        Raises:
-            Stopped: a signal came.
-        """
-        if self.wanted:
-            raise Stopped(self.wanted)
-
-
-@contextmanager
-def stop_signal() -> Iterator[StopSignal]:
-    """Catch SIGINT and SIGTERM while the block runs, in the main thread."""
-    import threading
-
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

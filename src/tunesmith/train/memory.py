@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tunesmith.errors import CapacityError
+from tunesmith.errors import ConfigError
 from tunesmith.models.devices import memory_left
 from tunesmith.models.memory import (
     GIB,
@@ -26,6 +26,7 @@ from tunesmith.models.memory import (
 )
 from tunesmith.train import fast, randomness
 from tunesmith.train.packing import MicroBatch, pack
+from tunesmith.train.shortage import Shortage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +38,7 @@ __all__ = [
     "Estimate",
     "Rehearsal",
     "calibrate",
-    "capacity_for",
     "kept_bytes",
-    "largest_that_fits",
     "least_recompute",
     "longest_batch",
     "memory_budget",
@@ -131,26 +130,32 @@ def rehearse(session: Session, keep: Recompute | None = None) -> Rehearsal:
 
     Args:
         session: fresh.
-        keep: the choice of an earlier attempt, which a resumed run takes again.
+        keep: what an earlier attempt computed again: a resumed run does so at least, and more where
+            less memory is free now. The gradients are the same to the bit on a CPU.
 
     Raises:
         CapacityError: it does not fit, by the prediction (then it is not run) or by the measurement.
+        ConfigError: more layers are to be computed again than can be.
     """
+    _refuse_too_many(session)
     plan = session.plan
     batch = longest_batch(plan)
     budget = plan.resources.memory_bytes
     with _leaving_no_trace(session):
         estimate = calibrate(session, batch)
         positions = _positions_run(session, batch)
-        recompute = keep or _chosen(plan.resources.checkpointing, estimate, positions, budget)
+        recompute = _chosen(plan.resources.checkpointing, estimate, positions, budget)
+        if keep is not None:
+            recompute = Recompute(max(keep.mlp, recompute.mlp), max(keep.whole, recompute.whole))
         predicted = estimate.need(recompute, positions)
         if predicted > budget:
-            raise _too_large(session, estimate, budget, predicted, "predicted from a small trial")
+            how = "predicted from a small trial"
+            raise _shortage(session, estimate, recompute).error(predicted, how)
         _mark(session, recompute)
         with _peak(plan.device) as peak:
             _run(session, batch)
         needed = peak[0] + _moment_bytes(session)
-        while needed > budget and keep is None and plan.resources.checkpointing == "auto":
+        while needed > budget and plan.resources.checkpointing == "auto":
             deeper = _next(recompute, estimate.layers)
             if deeper is None:
                 break
@@ -158,8 +163,31 @@ def rehearse(session: Session, keep: Recompute | None = None) -> Rehearsal:
             recompute, needed = deeper, needed - gain
         _mark(session, recompute)
         if needed > budget:
-            raise _too_large(session, estimate, budget, needed, "measured")
+            raise _shortage(session, estimate, recompute).error(needed, "measured")
     return Rehearsal(positions, predicted, needed, budget, recompute)
+
+
+def _refuse_too_many(session: Session) -> None:
+    from tunesmith.train.fast.recompute import layers_of
+    from tunesmith.train.fast.trunk import decoder_layers
+
+    asked = session.plan.resources.checkpointing
+    if not isinstance(asked, int):
+        return
+    what = f"train.activation_checkpointing = {asked}"
+    if decoder_layers(session.model) is None:
+        raise ConfigError(
+            f"{what} has no effect on {session.plan.base.name}",
+            why="no list of decoder layers was found in it, so none can be computed again",
+            fix="--set train.activation_checkpointing=auto",
+        )
+    count = len(layers_of(session.model))
+    if asked > count:
+        raise ConfigError(
+            f"{what}, but {count} decoder layers of {session.plan.base.name} have a backward pass",
+            why="only these can be computed again in it",
+            fix=f"--set train.activation_checkpointing={count or 'auto'}",
+        )
 
 
 def longest_batch(plan: TrainPlan) -> MicroBatch:
@@ -192,21 +220,18 @@ def _chosen(asked: str | int, estimate: Estimate, positions: int, budget: int) -
     if asked == "off":
         return Recompute()
     if isinstance(asked, int):
-        count = min(asked, estimate.layers)
-        return Recompute(count, count)
+        return Recompute(asked, asked)
     found = least_recompute(lambda level: estimate.need(level, positions), estimate.layers, budget)
     return found or deepest
 
 
 def _positions_run(session: Session, batch: MicroBatch) -> int:
     """Positions of the forward pass: the batch's own, or those of the rectangle that rows are padded to."""
-    from tunesmith.train.fast.swap import fast_path_of
+    from tunesmith.train.fast.step import runs_packed
 
-    path = fast_path_of(session.model)
-    if path is not None and path.report.packed:
+    if runs_packed(session.model, batch):
         return batch.positions
-    sizes = [int(ids.size) for ids, _ in batch.rows()]
-    return len(sizes) * max(sizes)
+    return int(batch.row_lengths.size * batch.row_lengths.max())
 
 
 def calibrate(session: Session, batch: MicroBatch) -> Estimate:
@@ -335,46 +360,12 @@ def _peak(device: str) -> Iterator[list[int]]:
         watcher.join()
 
 
-def _too_large(
-    session: Session, estimate: Estimate, budget: int, needed: int, how: str
-) -> CapacityError:
-    plan = session.plan
-    batch = longest_batch(plan)
-    positions = _positions_run(session, batch)
-    asked = plan.resources.checkpointing
-    deepest = Recompute(estimate.layers, estimate.layers)
-    level = deepest if asked == "auto" else _chosen(asked, estimate, positions, budget)
-    longest = max(len(row.tokens) for row in plan.rows.rows) - 1
-    padded = positions / batch.positions
-    fits = largest_that_fits(
-        lambda size: estimate.need(level, int(padded * capacity_for(size, longest))) <= budget,
-        (plan.batch_tokens, plan.micro_batch_tokens),
+def _shortage(session: Session, estimate: Estimate, recompute: Recompute) -> Shortage:
+    batch = longest_batch(session.plan)
+    return Shortage(
+        plan=session.plan,
+        need=lambda positions: estimate.need(recompute, positions),
+        recompute=recompute,
+        positions=_positions_run(session, batch),
+        batch_positions=batch.positions,
     )
-    ways = []
-    if fits:
-        ways.append(f"--set train.micro_batch_tokens={fits} is the largest that fits")
-    if asked != "auto":
-        ways.append("--set train.activation_checkpointing=auto computes more again")
-    ways.append("--fit lowers settings one by one until it fits")
-    source = "train.memory_gib" if plan.resources.is_budget_set else "nine tenths of what is free"
-    return CapacityError(
-        f"a training step needs {needed / GIB:.2f} GiB ({how}); it may take {budget / GIB:.2f} GiB "
-        f"({source})",
-        why=f"the longest micro batch has {positions} positions, and {level}",
-        fix="; or ".join(ways),
-    )
-
-
-def largest_that_fits(fits: Callable[[int], bool], sizes: tuple[int, int]) -> int | None:
-    """The largest micro batch below the second of `sizes`, a divisor of the first, that fits; if any."""
-    batch_tokens, above = sizes
-    divisors = [size for size in range(16, above) if batch_tokens % size == 0]
-    return next((size for size in reversed(divisors) if fits(size)), None)
-
-
-def capacity_for(micro_batch_tokens: int, longest: int) -> int:
-    """Positions of the micro batch that holds the longest row: twice, four times ... when it must be."""
-    size = micro_batch_tokens
-    while size < longest:
-        size *= 2
-    return size

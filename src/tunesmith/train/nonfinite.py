@@ -43,7 +43,11 @@ class Failure:
 
 
 class NotFinite(TrainingError):
-    """The loss or a gradient is not finite; the weights are as before the step."""
+    """The loss or a gradient is not finite.
+
+    The weights are as before the step. With an optimizer in the backward pass those nearer to the
+    output than the first gradient that is not finite are updated already, and no other is.
+    """
 
     def __init__(self, failure: Failure, lines: Sequence[int]) -> None:
         self.failure = failure

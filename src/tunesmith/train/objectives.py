@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from tunesmith.config import SftObjective
 from tunesmith.registry import Table
 from tunesmith.train.packing import MicroBatch
+from tunesmith.train.stopping import Check
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import TrainPlan
@@ -66,8 +67,11 @@ class Objective(Protocol):
     def count(self, batch: MicroBatch) -> int:
         """What a micro batch adds to the normaliser."""
 
-    def prepare(self, model: Any, plan: TrainPlan, folder: Path | None) -> None:
-        """Called once with the model as it is before the first step; `folder` keeps what it computes."""
+    def prepare(self, model: Any, plan: TrainPlan, folder: Path | None, check: Check) -> None:
+        """Called once with the model as it is before the first step.
+
+        `folder` keeps what it computes; `check` is called between micro batches.
+        """
 
 
 class Sft:
@@ -99,7 +103,7 @@ class Sft:
         """Trained tokens."""
         return batch.trained_tokens
 
-    def prepare(self, model: Any, plan: TrainPlan, folder: Path | None) -> None:
+    def prepare(self, model: Any, plan: TrainPlan, folder: Path | None, check: Check) -> None:
         """Nothing to prepare."""
 
 

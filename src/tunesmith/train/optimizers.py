@@ -68,7 +68,9 @@ def adamw_of(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     if _is_half(groups):
         return RoundingAdamW(groups, **settings)
-    return torch.optim.AdamW(groups, fused=True, **settings)
+    # One pass over the memory; elsewhere than on a CPU it would want its step counters on the device.
+    fused = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, fused=fused, **settings)
 
 
 def adamw_8bit_of(groups: Groups, config: OptimizerConfig) -> AdamW8bit:
@@ -169,6 +171,7 @@ class BackwardOptimizer:
         self.optimizers = [make(parameter) for parameter in parameters]
         self._norms: dict[int, Tensor] = {}
         self._is_paused = False
+        self._is_keeping = False
         for place, parameter in enumerate(parameters):
             self.optimizers[place].state = self.state
             hook = self._hook(place)
@@ -200,9 +203,20 @@ class BackwardOptimizer:
         finally:
             self._is_paused = False
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While the block runs, gradients stay, and change nothing: memory for all of them is needed."""
+        self._is_keeping = True
+        try:
+            yield
+        finally:
+            self._is_keeping = False
+
     def _hook(self, place: int) -> Callable[[Tensor], None]:
         def use(weight: Tensor) -> None:
             assert weight.grad is not None
+            if self._is_keeping:
+                return
             if not self._is_paused:
                 broken = any(not math.isfinite(float(n)) for n in self._norms.values())
                 self._norms[place] = torch.linalg.vector_norm(weight.grad).float()

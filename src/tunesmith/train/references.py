@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.store import sha256_of_json, storage_errors, writing
+from tunesmith.store import reach, sha256_of_json, storage_errors, writing
 from tunesmith.telemetry import console
 from tunesmith.train.identity import identity
 from tunesmith.train.packing import Floats, MicroBatch
 from tunesmith.train.plan import TrainPlan
+from tunesmith.train.stopping import Check, go_on
 
 __all__ = ["FILE", "key_of", "references_of"]
 
@@ -28,13 +29,16 @@ SPLITS = ("train", "validation")
 SETTINGS = ("rows", "validation rows", "model.base", "seed", "precision", "train.fast")
 
 
-def references_of(model: Any, plan: TrainPlan, folder: Path | None) -> dict[str, Floats]:
+def references_of(
+    model: Any, plan: TrainPlan, folder: Path | None, check: Check = go_on
+) -> dict[str, Floats]:
     """Split -> (rows,) summed log-probabilities in nats of each row's trained tokens.
 
     Args:
         model: with its weights as they are before the first step: an adapter adds nothing there.
         plan: its rows.
         folder: where they are kept, and read back from when they are of the same rows and model.
+        check: called before each micro batch; what it raises ends the pass, and nothing is kept.
 
     Raises:
         StorageError: they cannot be written.
@@ -49,8 +53,10 @@ def references_of(model: Any, plan: TrainPlan, folder: Path | None) -> dict[str,
     model.eval()
     try:
         found = {
-            "train": _logps(model, plan.batches_in_order(), len(plan.rows.rows)),
-            "validation": _logps(model, plan.validation_batches(), len(plan.validation.rows)),
+            "train": _logps(model, plan.batches_in_order(), len(plan.rows.rows), check),
+            "validation": _logps(
+                model, plan.validation_batches(), len(plan.validation.rows), check
+            ),
         }
     finally:
         model.train(is_training)
@@ -66,12 +72,14 @@ def key_of(plan: TrainPlan) -> str:
     return sha256_of_json({name: facts[name] for name in names})
 
 
-def _logps(model: Any, batches: Any, count: int) -> Floats:
+def _logps(model: Any, batches: Any, count: int, check: Check) -> Floats:
     from tunesmith.train.fast.preference import row_logps
 
     found = np.full(count, np.nan)
     batch: MicroBatch
     for batch in batches:
+        reach("references-batch")
+        check()
         found[batch.members] = row_logps(model, batch).numpy()
     return found
 
@@ -81,6 +89,7 @@ def _write(place: Path, found: Mapping[str, Floats], key: str) -> None:
 
     with storage_errors(place), writing(place) as half:
         save_file(dict(found), half, metadata={KEY: key, SUM: _sum_of(found)})
+        reach("references-written")
 
 
 def _read(place: Path, key: str) -> dict[str, Floats] | None:

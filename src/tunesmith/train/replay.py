@@ -1,4 +1,4 @@
-"""A bundle's micro batch run again, with every layer watched: does it go wrong in the same place?"""
+"""A failure record's micro batch run again, with every layer watched: does it go wrong in the same place?"""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tunesmith.config import ModelConfig, TrainConfig
 from tunesmith.errors import MissingError, ModelError
 from tunesmith.models.load import BaseModel, resolve_base
 from tunesmith.train import randomness
-from tunesmith.train.bundle import Bundle, read_bundle, runs_of
 from tunesmith.train.methods import trainable
 from tunesmith.train.nonfinite import Failure, Finding, locate_in
 from tunesmith.train.objectives import Objective, objective_of
+from tunesmith.train.record import FailureRecord, read_record, runs_of
 from tunesmith.train.session import ModelPlan, load_trainable
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["ReplayResult", "replay"]
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a bundle's micro batch did when it was run again.
+    """What a failure record's micro batch did when it was run again.
 
     Attributes:
         is_reproduced: the same thing went wrong in the same place.
@@ -53,32 +53,32 @@ class ReplayResult:
 def replay(
     place: Path, *, precision: str | None = None, base_dir: Path | None = None
 ) -> ReplayResult:
-    """Run a bundle's micro batch again on its base model.
+    """Run a failure record's micro batch again on its base model.
 
     Args:
-        place: the bundle.
+        place: the failure record.
         precision: "fp32" or "bf16"; that of the training run when not given.
         base_dir: folder of the base model, when it is no longer where it was.
 
     Raises:
-        MissingError: no bundle, or no base model.
-        ArtifactError: the bundle is damaged.
+        MissingError: no failure record, or no base model.
+        ArtifactError: the failure record is damaged.
         ModelError: the base model is another one than in training.
     """
-    bundle = read_bundle(place)
-    model_facts = bundle.facts["model"]
+    record = read_record(place)
+    model_facts = record.facts["model"]
     base = _base(model_facts["base"], base_dir)
     config = TrainConfig.model_validate({key: model_facts[key] for key in ("method", "objective")})
     settings = {key: model_facts[key] for key in ("precision", "device", "threads", "seed", "fast")}
     plan = ModelPlan(base=base, method=config.method, **settings)
     plan = replace(plan, precision=precision or plan.precision)
     model, _ = load_trainable(plan)
-    _put(bundle.weights, model, place)
-    randomness.restore(bundle.random)
-    found = _run(bundle, model, objective_of(config.objective))
-    expected = bundle.finding
+    _put(record.weights, model, place)
+    randomness.restore(record.random)
+    found = _run(record, model, objective_of(config.objective))
+    expected = record.finding
     same = found is not None and expected is not None and found.is_same(expected)
-    facts = bundle.facts
+    facts = record.facts
     return ReplayResult(
         is_reproduced=same,
         expected=expected,
@@ -91,14 +91,14 @@ def replay(
     )
 
 
-def _run(bundle: Bundle, model: Any, objective: Objective) -> Finding | None:
-    facts = bundle.facts
+def _run(record: FailureRecord, model: Any, objective: Objective) -> Finding | None:
+    facts = record.facts
     failure = Failure(
         split=facts["split"],
         step=facts["step"],
-        batches=bundle.batches,
+        batches=record.batches,
         normaliser=facts["normaliser"],
-        random=dict(bundle.random),
+        random=dict(record.random),
         loss=float(facts["loss"]),
         norm=float(facts["norm"]),
     )
@@ -131,7 +131,7 @@ def _put(weights: Mapping[str, torch.Tensor], model: Any, place: Path) -> None:
     parameters = trainable(model)
     if set(parameters) != set(weights):
         raise ModelError(
-            f"the trained weights of the bundle {place} do not fit its base model",
+            f"the trained weights of the failure record {place} do not fit its base model",
             why=f"{len(set(parameters) ^ set(weights))} of their names differ",
             fix="replay it with the version of tunesmith that wrote it",
         )

@@ -10,13 +10,21 @@ from tunesmith.config import TrainConfig
 from tunesmith.errors import CapacityError, ConfigError
 from tunesmith.models.devices import PrecisionChoice, choose_precision, default_threads, device_name
 from tunesmith.models.load import BaseModel
-from tunesmith.models.memory import GIB, Method, Recompute, Shape, Work, needs, shape_of
+from tunesmith.models.memory import GIB, Recompute, Shape
 from tunesmith.train import measure
-from tunesmith.train.ladder import Situation, climb, need_of
+from tunesmith.train.ladder import (
+    Situation,
+    climb,
+    is_in_backward,
+    known_shape,
+    need_of,
+    needs_of,
+    offers,
+)
 from tunesmith.train.memory import memory_budget
 from tunesmith.train.packing import Step
 
-__all__ = ["RESOURCE_KEYS", "Packed", "Resources", "check_sizes", "settle"]
+__all__ = ["LADDER_KEYS", "RESOURCE_KEYS", "Packed", "Resources", "check_sizes", "settle"]
 
 RESOURCE_KEYS = (
     "precision",
@@ -41,7 +49,8 @@ class Resources:
     """What was settled before the model is loaded.
 
     Attributes:
-        config: the settings of `train`, after the ladder of `--fit`.
+        asked: the settings of `train` as the user wrote them.
+        config: the same after the ladder of `--fit`.
         memory_bytes: what the process may take.
         is_budget_set: the user said so.
         checkpointing: `train.activation_checkpointing`.
@@ -50,6 +59,7 @@ class Resources:
         measured: the same for the run's record.
     """
 
+    asked: TrainConfig
     config: TrainConfig
     device: str
     precision: str
@@ -115,12 +125,13 @@ def settle(
         return replace(kept, measured=chosen.get("measured", {}))
     told: list[str] = []
     measured: dict[str, Any] = {}
-    shape = _shape(base)
+    shape = known_shape(base)
     choice = choose_precision(device, config.threads) if config.precision == "auto" else None
     if choice:
         told.append(f"bf16 {choice.bf16_gflops:.0f}, fp32 {choice.fp32_gflops:.0f} GFLOP/s")
     precision = choice.precision if choice else config.precision
     threads = _threads(asked, shape, precision, told, measured)
+    _use_threads(threads)
     micro = _micro_batch(asked, shape, (precision, budget), told, measured)
     settled: dict[str, Any] = {
         "precision": precision,
@@ -166,13 +177,6 @@ def check_sizes(config: TrainConfig) -> None:
         )
 
 
-def _shape(base: BaseModel) -> Shape | None:
-    try:
-        return shape_of(base.dir)
-    except (KeyError, TypeError):
-        return None
-
-
 def _threads(
     asked: _Asked, shape: Shape | None, precision: str, told: list[str], measured: dict[str, Any]
 ) -> int:
@@ -187,6 +191,13 @@ def _threads(
     told.append(measure.told(seconds, threads, "threads"))
     measured["threads_milliseconds"] = measure.as_facts(seconds)
     return threads
+
+
+def _use_threads(threads: int) -> None:
+    """From now on: what is timed next is timed as training will run."""
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _micro_batch(
@@ -237,17 +248,8 @@ def _situation(asked: _Asked, shape: Shape, precision: str) -> Situation:
         longest_row=asked.longest_row,
         precision=precision,
         shape=shape,
-        offers=_offers(),
+        offers=offers(),
     )
-
-
-def _offers() -> frozenset[str]:
-    from importlib.util import find_spec
-
-    from tunesmith.train.methods import METHODS
-
-    kinds = {"qlora"} & set(METHODS)
-    return frozenset(kinds | ({"adamw_8bit"} if find_spec("bitsandbytes") else set()))
 
 
 def _fit(
@@ -261,12 +263,13 @@ def _fit(
     """Settings and micro batch after the ladder; as they are without `train.fit`.
 
     Raises:
-        CapacityError: weights and optimizer alone are over the budget, whatever the activations.
+        CapacityError: nothing on the ladder fits; or, without it, weights, gradients and optimizer
+            alone are over the budget, whatever the activations.
     """
     start = replace(
         _situation(asked, shape, settled["precision"]),
         micro_batch_tokens=settled["micro_batch_tokens"],
-        recompute=_deepest(asked.config, shape),
+        recompute=_asked_recompute(asked.config),
     )
     if not asked.config.fit:
         _refuse_hopeless(asked, start, budget)
@@ -277,27 +280,21 @@ def _fit(
     return at.config, at.micro_batch_tokens
 
 
-def _deepest(config: TrainConfig, shape: Shape) -> Recompute:
+def _asked_recompute(config: TrainConfig) -> Recompute:
     asked = config.activation_checkpointing
-    count = min(asked, shape.layers) if isinstance(asked, int) else 0
-    return Recompute(count, count)
+    return Recompute(asked, asked) if isinstance(asked, int) else Recompute()
 
 
 def _refuse_hopeless(asked: _Asked, at: Situation, budget: int) -> None:
     """What can be known before the model is loaded, so that the system's own killer is not met."""
-    method = asked.config.method
-    kind = Method(method.kind, method.kind, 2 if at.precision == "bf16" else 4)
-    work = Work(
-        rank=getattr(method, "rank", 1), in_backward=asked.config.optimizer.in_backward == "on"
-    )
-    need = needs(at.shape, kind, work)
+    need = needs_of(at)
     least = need.weights + need.trainable + need.gradients + need.optimizer
     if least > budget:
         raise CapacityError(
             f"weights, gradients and optimizer take {least / GIB:.2f} GiB; training may take "
             f"{budget / GIB:.2f} GiB",
             why=f"{asked.base.name} has {at.shape.parameters / 1e6:.0f} million weights, trained by "
-            f"{method.kind} in {at.precision}",
+            f"{asked.config.method.kind} in {at.precision}",
             fix="--fit lowers settings one by one until it fits; or choose a smaller model "
             "(`tunesmith doctor` lists what fits here)",
         )
@@ -307,7 +304,10 @@ def _resources(
     asked: _Asked, budget: int, config: TrainConfig, settled: Mapping[str, Any]
 ) -> Resources:
     micro = int(settled["micro_batch_tokens"])
+    # A net: whatever was settled, above or by an earlier attempt, holds together as if it were asked for.
+    check_sizes(config.model_copy(update={"micro_batch_tokens": micro}))
     return Resources(
+        asked=asked.config,
         config=config,
         device=asked.device,
         precision=settled["precision"],
@@ -317,18 +317,7 @@ def _resources(
         memory_bytes=budget,
         is_budget_set=config.memory_gib is not None,
         checkpointing=config.activation_checkpointing,
-        in_backward=_is_in_backward(config, micro),
-    )
-
-
-def _is_in_backward(config: TrainConfig, micro_batch_tokens: int) -> bool:
-    optimizer = config.optimizer
-    if optimizer.in_backward != "auto":
-        return optimizer.in_backward == "on"
-    return (
-        config.method.kind == "full"
-        and optimizer.max_grad_norm is None
-        and micro_batch_tokens == config.batch_tokens
+        in_backward=is_in_backward(config, micro),
     )
 
 
@@ -339,10 +328,10 @@ LADDER_KEYS = (
     "max_row_tokens",
     "optimizer",
 )
+"""The settings of `train` that the ladder may change."""
 
 
 def _fitted(config: TrainConfig) -> dict[str, Any]:
-    """The settings that the ladder may change."""
     return {key: config.model_dump(mode="json")[key] for key in LADDER_KEYS} if config.fit else {}
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from tunesmith.engine import Sampling
 from tunesmith.telemetry import Bar, Recorder, visible
 from tunesmith.train.packing import Row
+from tunesmith.train.stopping import Check, go_on
 
 if TYPE_CHECKING:
     from tunesmith.train.session import Session
@@ -18,8 +19,11 @@ __all__ = ["show_samples"]
 MAX_TOKENS = 64
 
 
-def show_samples(session: Session, recorder: Recorder, bar: Bar) -> None:
-    """Answer the first validation prompts greedily, and print them beside the references."""
+def show_samples(session: Session, recorder: Recorder, bar: Bar, check: Check = go_on) -> None:
+    """Answer the first validation prompts greedily, and print them beside the references.
+
+    `check` is called whenever an answer is whole; what it raises ends the samples.
+    """
     from tunesmith.engine.backends.transformers import TransformersBackend
 
     plan = session.plan
@@ -27,8 +31,14 @@ def show_samples(session: Session, recorder: Recorder, bar: Bar) -> None:
     pairs = [_split((row.tokens, row.trained)) for row in rows]
     session.model.eval()
     backend = TransformersBackend(session.model, plan.tokenizer, stop_ids=plan.renderer.stop_ids)
-    answers = backend.generate([prompt for prompt, _ in pairs], Sampling(max_tokens=MAX_TOKENS))
-    session.model.train()
+    try:
+        answers = backend.generate(
+            [prompt for prompt, _ in pairs],
+            Sampling(max_tokens=MAX_TOKENS),
+            on_done=lambda _: check(),
+        )
+    finally:
+        session.model.train()
     for (prompt, reference), answer in zip(pairs, answers, strict=True):
         wanted = plan.renderer.decode(reference)
         question = plan.renderer.decode(prompt).strip().splitlines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -20,6 +20,7 @@ from tunesmith.train.nonfinite import Failure, NotFinite
 from tunesmith.train.objectives import Measured, Objective, objective_of, total
 from tunesmith.train.plan import TrainPlan
 from tunesmith.train.schedule import learning_rate
+from tunesmith.train.stopping import Check, go_on
 from tunesmith.train.trunk_cache import TrunkCache, served
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ __all__ = ["ModelPlan", "Session", "build", "load_trainable"]
 
 WEIGHT = "weight."
 OPTIMIZER = "optimizer."
-
-
-def go_on() -> None:
-    """Nothing asks for a stop."""
 
 
 @dataclass
@@ -68,7 +65,7 @@ class Session:
     trunk: TrunkCache | None = None
     """The frozen layers' output of every row, when it is kept."""
 
-    def train_step(self, check: Callable[[], None] = go_on) -> tuple[float, float, float]:
+    def train_step(self, check: Check = go_on) -> tuple[float, float, float]:
         """One optimizer step; returns the mean loss, gradient norm and learning rate.
 
         The loss is a mean over what the objective counts: trained tokens, or pairs.
@@ -78,7 +75,8 @@ class Session:
                 weights and the random state as they were before it.
 
         Raises:
-            NotFinite: the loss or a gradient is not finite; the weights are as before the step.
+            NotFinite: the loss or a gradient is not finite; the weights are as before the step, or as
+                `NotFinite` says of an optimizer in the backward pass.
         """
         step = self.plan.step_at(self.step)
         normaliser = sum(self.objective.count(batch) for batch in step.micro_batches)
@@ -135,7 +133,7 @@ class Session:
                 self.optimizer.zero_grad(set_to_none=False)
                 randomness.restore(random)
 
-    def validation_loss(self, check: Callable[[], None] = go_on) -> float:
+    def validation_loss(self, check: Check = go_on) -> float:
         """Mean loss in nats over all validation rows: a trained token, or a pair.
 
         Args:
@@ -239,17 +237,22 @@ class Session:
         raise NotFinite(failure, sorted(rows.rows[index].line for index in members))
 
 
-def build(plan: TrainPlan, folder: Path | None = None) -> Session:
+def build(plan: TrainPlan, folder: Path | None = None, check: Check = go_on) -> Session:
     """Load the model, mark what is trained, put it on the fast path, and make its optimizer.
 
-    `folder` keeps what the objective computes before the first step, for a resumed attempt.
+    Args:
+        plan: what is trained.
+        folder: keeps what the objective computes before the first step, for a resumed attempt.
+        check: called when the model is loaded, and between the micro batches of that; what it raises
+            ends the building.
     """
     from tunesmith.train.optimizers import build_optimizer
 
     model, lines = load_trainable(ModelPlan.of(plan))
+    check()
     parameters = dict(trainable(model))
     objective = objective_of(plan.objective)
-    objective.prepare(model, plan, folder)
+    objective.prepare(model, plan, folder, check)
     return Session(
         plan,
         model,
@@ -278,7 +281,7 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What decides the model that is trained: of a `TrainPlan`, or what a bundle kept of one."""
+    """What decides the model that is trained: of a `TrainPlan`, or what a failure record kept of one."""
 
     base: BaseModel
     method: Any

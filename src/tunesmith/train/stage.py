@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import Recipe
+from tunesmith.errors import InterruptedRun
 from tunesmith.models.memory import Recompute
-from tunesmith.store import Artifact, Run, reach, storage_errors
-from tunesmith.telemetry import EventLog, Recorder, console, progress
+from tunesmith.store import MANIFEST, Artifact, Run, reach, storage_errors
+from tunesmith.telemetry import EventLog, Recorder, console, peak_rss_bytes, progress
 from tunesmith.train import checkpoint, curve, trunk_cache
-from tunesmith.train.loop import fit
+from tunesmith.train.loop import GO_ON, fit
 from tunesmith.train.memory import rehearse
 from tunesmith.train.methods import save_trained
 from tunesmith.train.plan import TrainPlan, plan_training
 from tunesmith.train.quantised import quantised_base
 from tunesmith.train.session import Session, build
+from tunesmith.train.stopping import Check, Stopped, stop_signal
 
 __all__ = ["TrainResult", "run"]
 
@@ -59,8 +59,34 @@ def run(recipe: Recipe, at: Run, dataset: Artifact) -> TrainResult:
     An unfinished run in `at` goes on from its newest whole checkpoint.
 
     Raises:
+        InterruptedRun: SIGINT or SIGTERM came; the message says what is kept.
         TunesmithError: see `plan_training` and `fit`; nothing is sealed then.
     """
+    with stop_signal() as stop:
+        try:
+            session = _prepared(recipe, at, dataset, stop.check)
+            _train(session, at, stop.check)
+            stop.check()
+            result = _seal(session, at, dataset, stop.check)
+            stop.check()
+        except Stopped as stopped:
+            what = f"stopped by {stopped}; {_standing(at)}"
+            raise InterruptedRun(what, fix=GO_ON) from None
+    return result
+
+
+def _standing(at: Run) -> str:
+    """What a stopped run leaves."""
+    if (at.dir / MANIFEST).is_file():
+        return "the trained run is sealed"
+    found = checkpoint.latest(at.dir / CHECKPOINTS)
+    if found is None or found.step == 0:
+        return "nothing was trained yet"
+    return f"step {found.step} is saved"
+
+
+def _prepared(recipe: Recipe, at: Run, dataset: Artifact, check: Check) -> Session:
+    """Everything before the first step, or before the first one of this attempt."""
     choice = at.dir / CHOICE
     chosen = json.loads(choice.read_text()) if at.resumed and choice.is_file() else None
     plan = plan_training(recipe, dataset, chosen)
@@ -68,13 +94,19 @@ def run(recipe: Recipe, at: Run, dataset: Artifact) -> TrainResult:
     at.write_json(CHOICE, plan.resources.as_choice() | _earlier_recompute(chosen))
     out = console()
     _say_plan(plan, out.print)
-    session = build(plan, at.path(REFERENCES).parent)
+    check()
+    session = build(plan, at.path(REFERENCES).parent, check)
     _rehearse(session, at, chosen, out.print)
+    check()
     found = checkpoint.latest(at.dir / CHECKPOINTS) if at.resumed else None
     if found:
         session.restore(found)
         out.print(f"going on after step {session.step} of {plan.total_steps}")
-    _keep_trunk(session, at)
+    _keep_trunk(session, at, check)
+    return session
+
+
+def _train(session: Session, at: Run, check: Check) -> None:
     events = at.path("events.jsonl")
     with storage_errors(events):
         recorder = Recorder(EventLog(events), at.path("tensorboard"), first_step=session.step)
@@ -82,9 +114,9 @@ def run(recipe: Recipe, at: Run, dataset: Artifact) -> TrainResult:
             recorder.note(
                 "attempt", from_step=session.step, plan=_run_facts(session), fast=session.fast_lines
             )
-            with progress("train", plan.total_steps, start=session.step, unit="steps") as bar:
-                fit(session, at.path(CHECKPOINTS), recorder, bar)
-    return _seal(session, at, dataset)
+            total = session.plan.total_steps
+            with progress("train", total, start=session.step, unit="steps") as bar:
+                fit(session, at.path(CHECKPOINTS), recorder, bar, check)
 
 
 def _rehearse(session: Session, at: Run, chosen: Mapping[str, Any] | None, say: Any) -> None:
@@ -103,12 +135,12 @@ def _earlier_recompute(chosen: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"recompute": chosen["recompute"]} if chosen and "recompute" in chosen else {}
 
 
-def _keep_trunk(session: Session, at: Run) -> None:
+def _keep_trunk(session: Session, at: Run, check: Check) -> None:
     """Compute the frozen layers' output of every row once; its time counts as training time."""
     began = time.perf_counter()
     place = at.path(TRUNK).parent
     request = trunk_cache.request_of(session, place)
-    session.trunk, line = trunk_cache.prepare(session.model, request, place)
+    session.trunk, line = trunk_cache.prepare(session.model, request, place, check)
     if line:
         session.seconds += time.perf_counter() - began
         session.fast_lines.append(line)
@@ -125,7 +157,7 @@ def _say_plan(plan: TrainPlan, say: Any) -> None:
     for split, found in plan.proved.items():
         say(
             f"proved on all {found.rows} {split} rows: masks decode to the assistant's text and nothing "
-            f"else, no answer is cut, the stop token is trained in {found.stopped_rows}"
+            f"else, no answer is cut, the stop token is trained in {found.stopped_rows} of them"
         )
     for line in plan.resources.told:
         say(line if line.startswith("fit: ") else f"measured here: {line}")
@@ -165,7 +197,7 @@ def _plan_facts(plan: TrainPlan) -> dict[str, Any]:
     } | plan.renderer.as_facts()
 
 
-def _seal(session: Session, at: Run, dataset: Artifact) -> TrainResult:
+def _seal(session: Session, at: Run, dataset: Artifact, check: Check) -> TrainResult:
     plan = session.plan
     kept = _keep_wanted(session, at.dir / CHECKPOINTS)
     if kept["sealed_step"] != session.step:
@@ -182,7 +214,7 @@ def _seal(session: Session, at: Run, dataset: Artifact) -> TrainResult:
         with at.writing("loss.png") as picture:
             title = f"{plan.base.name}, {plan.method.kind}"
             curve.draw_png(train, validation, picture, title, session.objective.unit)
-    quantised = _quantised(session, kept["validation_loss"])
+    quantised = _quantised(session, kept["validation_loss"], check)
     speed = session.tokens / session.seconds
     peak = peak_rss_bytes()
     artifact = at.finish(
@@ -214,16 +246,16 @@ def _seal(session: Session, at: Run, dataset: Artifact) -> TrainResult:
     )
 
 
-def _quantised(session: Session, loss: float) -> dict[str, Any]:
-    found = quantised_base(session)
+def _quantised(session: Session, loss: float, check: Check) -> dict[str, Any]:
+    found = quantised_base(session, check)
     if found is None:
         return {}
     original = found["validation_loss_on_original"]
-    if original is not None:
-        console().print(
-            f"validation loss {loss:.4f} on the quantised base that was trained on, {original:.4f} on "
-            "the original one, which evaluation and export use"
-        )
+    there = f"no loss: {found['why_no_loss']}" if original is None else f"{original:.4f}"
+    console().print(
+        f"validation loss {loss:.4f} on the quantised base that was trained on; on the original one, "
+        f"which evaluation and export use: {there}"
+    )
     return {"quantised_base": found}
 
 
@@ -259,9 +291,3 @@ def _keep_wanted(session: Session, checkpoints: Path) -> dict[str, Any]:
 def _epochs_done(plan: TrainPlan) -> float:
     epoch, first = plan.epoch_of(plan.total_steps - 1)
     return epoch + (plan.total_steps - first) / plan.steps_by_epoch[epoch]
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -20,11 +20,12 @@ import numpy as np
 
 from tunesmith.errors import ConfigError, StorageError
 from tunesmith.models.devices import memory_left
-from tunesmith.store import sha256_of_file, sha256_of_json, write_atomically, writing
+from tunesmith.store import reach, sha256_of_file, sha256_of_json, write_atomically, writing
 from tunesmith.telemetry import console, progress
 from tunesmith.train.memory import process_bytes
 from tunesmith.train.packing import Ints, MicroBatch, Row, pack, shared_prefix_tokens
-from tunesmith.train.trunk_places import RowPlaces, places_of, real_positions, row_places
+from tunesmith.train.stopping import Check, go_on
+from tunesmith.train.trunk_places import RowPlaces, Shape, places_of, real_positions, row_places
 
 if TYPE_CHECKING:
     import torch
@@ -106,17 +107,6 @@ def request_of(session: Session, place: Path) -> CacheRequest:
     )
 
 
-@dataclass(frozen=True)
-class _Shape:
-    count: int
-    width: int
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return self.count * self.width * self.dtype.itemsize
-
-
 class TrunkCache:
     """States of all rows at the end of the frozen layers.
 
@@ -160,7 +150,9 @@ def served(
     return nullcontext() if cache is None else cache.serving(batch, split)
 
 
-def prepare(model: Any, request: CacheRequest, folder: Path) -> tuple[TrunkCache | None, str]:
+def prepare(
+    model: Any, request: CacheRequest, folder: Path, check: Check = go_on
+) -> tuple[TrunkCache | None, str]:
     """Compute, or read back, the states of all rows; also returns a line about it, or "".
 
     Call it after `fast.apply`. Never stops a run for want of memory or disk: it goes on without a
@@ -170,6 +162,7 @@ def prepare(model: Any, request: CacheRequest, folder: Path) -> tuple[TrunkCache
         model: as it will be trained.
         request: rows and settings.
         folder: for the file, when the states go to disk; it is the cache's alone.
+        check: called before each micro batch; what it raises ends the pass, and nothing is kept.
 
     Raises:
         ConfigError: a cache is asked for and the lowest layer is trained.
@@ -192,7 +185,7 @@ def prepare(model: Any, request: CacheRequest, folder: Path) -> tuple[TrunkCache
         cache, line = None, f"trunk_cache: off, {reason}; the lowest {count} layers are frozen"
     else:
         trunk = FrozenTrunk(model, count)
-        cache, line = _Maker(model, trunk, request, folder).make(earlier)
+        cache, line = _Maker(model, trunk, request, folder, check).make(earlier)
         if cache is None:
             trunk.detach()
             if earlier in ("ram", "disk"):
@@ -224,8 +217,11 @@ def _unwanted(request: CacheRequest, earlier: str | None) -> str:
 class _Maker:
     """One attempt at a cache."""
 
-    def __init__(self, model: Any, trunk: FrozenTrunk, request: CacheRequest, folder: Path) -> None:
+    def __init__(
+        self, model: Any, trunk: FrozenTrunk, request: CacheRequest, folder: Path, check: Check
+    ) -> None:
         self.model, self.trunk, self.request, self.folder = model, trunk, request, folder
+        self.check = check
         tokens = [*request.rows, *request.validation]
         self.places = row_places(tokens)
         # One label a row, at its end: rows share all that they can.
@@ -239,7 +235,7 @@ class _Maker:
         obstacle = self.trunk.obstacle(found, max(len(row) for row, _ in self.rows))
         if obstacle:
             return None, f"trunk_cache: off, {obstacle}"
-        shape = _Shape(self.places.count, found[0].shape[-1], found[0].dtype)
+        shape = Shape(self.places.count, found[0].shape[-1], found[0].dtype)
         place, why = self._place(shape, earlier)
         if not place:
             return None, f"trunk_cache: off, {why}"
@@ -279,7 +275,7 @@ class _Maker:
         with torch.no_grad():
             return packed_hidden(self.model, batch)
 
-    def _place(self, shape: _Shape, earlier: str | None) -> tuple[str, str]:
+    def _place(self, shape: Shape, earlier: str | None) -> tuple[str, str]:
         """Where the states go, ram or disk; or "" with the reason."""
         setting, needs = self.request.setting, shape.bytes
         free, space = self.request.memory_bytes, self.request.disk_bytes
@@ -299,6 +295,8 @@ class _Maker:
         seen = np.zeros(self.places.count, dtype=bool)
         with progress("frozen layers", self.places.count, unit="positions") as bar:
             for batch in self._batches():
+                reach("trunk-batch")
+                self.check()
                 (hidden,) = self._record(batch)
                 layout = tuple(hidden.shape[:-1])
                 places, real = places_of(batch, layout, self.places), real_positions(batch, layout)
@@ -309,7 +307,7 @@ class _Maker:
                 bar.advance(new.size)
         assert seen.all()
 
-    def _in_ram(self, shape: _Shape) -> Gather:
+    def _in_ram(self, shape: Shape) -> Gather:
         import torch
 
         kept = torch.empty(shape.count, shape.width, dtype=shape.dtype)
@@ -320,7 +318,7 @@ class _Maker:
         self._fill(write)
         return lambda places: kept.index_select(0, torch.from_numpy(places))
 
-    def _key(self, shape: _Shape) -> str:
+    def _key(self, shape: Shape) -> str:
         request = self.request
         return sha256_of_json(
             {
@@ -333,7 +331,7 @@ class _Maker:
             }
         )
 
-    def _stored(self, shape: _Shape) -> bool:
+    def _stored(self, shape: Shape) -> bool:
         """Whether the folder holds these states, whole; what else it holds is named."""
         header = self.folder / HEADER
         if not header.is_file():
@@ -353,7 +351,7 @@ class _Maker:
         header.unlink(missing_ok=True)
         return False
 
-    def _on_disk(self, shape: _Shape) -> Gather:
+    def _on_disk(self, shape: Shape) -> Gather:
         import torch
 
         path = self.folder / STATES
@@ -361,12 +359,14 @@ class _Maker:
             with writing(path) as temporary:
                 self._write(temporary, shape)
             seal = {"key": self._key(shape), "sha256": sha256_of_file(path)}
-            write_atomically(self.folder / HEADER, json.dumps(seal))
+            with writing(self.folder / HEADER) as half:
+                reach("trunk-states")
+                half.write_text(json.dumps(seal), encoding="utf-8")
         row_bytes = shape.width * shape.dtype.itemsize
         mapped = np.memmap(path, dtype=np.uint8, mode="r", shape=(shape.count, row_bytes))
         return lambda places: torch.from_numpy(np.asarray(mapped[places])).view(shape.dtype)
 
-    def _write(self, path: Path, shape: _Shape) -> None:
+    def _write(self, path: Path, shape: Shape) -> None:
         import torch
 
         row_bytes = shape.width * shape.dtype.itemsize

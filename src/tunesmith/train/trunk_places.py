@@ -9,14 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.train.packing import Ints, MicroBatch
 
-__all__ = ["RowPlaces", "is_packed", "places_of", "real_positions", "row_places"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["RowPlaces", "Shape", "is_packed", "places_of", "real_positions", "row_places"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many states there are, how wide they are, and their number format."""
+
+    count: int
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return self.count * self.width * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Loads the C++ kernels of the packed step; without a compiler the plain torch operations run.
 
-The file is compiled once for this processor by torch's own extension loader, into the model cache.
+The files in `cpp` are compiled once for this processor by torch's own extension loader, into the model cache.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tunesmith.telemetry import console
 
 __all__ = ["Kernels", "TreeStruct", "find_kernels", "why_not", "without_kernels"]
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(sorted(Path(__file__).with_name("cpp").iterdir()))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 NAME = "tunesmith_kernels"
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 class TreeStruct(ctypes.Structure):
-    """`Tree` of kernels.cpp, field by field."""
+    """`Tree` of attention.cpp, field by field."""
 
     _fields_ = (
         ("positions", ctypes.c_int64),
@@ -58,7 +58,7 @@ class TreeStruct(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of kernels.cpp for one storage type. Tensors are contiguous and on the CPU."""
+    """The functions of `cpp/` for one storage type. Tensors are contiguous and on the CPU."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self._library, self._suffix, self.dtype = library, SUFFIXES[dtype], dtype
@@ -69,6 +69,8 @@ class Kernels:
         Raises:
             ValueError: a tensor is not contiguous or not on the CPU.
         """
+        # Passed on at each call: on some systems the library has another OpenMP than torch.
+        self._library.set_threads(ctypes.c_int64(torch.get_num_threads()))
         function = getattr(self._library, f"{name}_{self._suffix}")
         function.restype = None
         function(*[_as_c(argument) for argument in arguments])
@@ -118,7 +120,7 @@ def _load() -> ctypes.CDLL | str:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return "no C++ compiler was found"
-    key = hashlib.sha256(SOURCE.read_bytes() + _machine(compiler).encode()).hexdigest()[:16]
+    key = hashlib.sha256(_text() + _machine(compiler).encode()).hexdigest()[:16]
     folder = cache_dir() / "kernels" / key
     library = folder / f"{NAME}.so"
     try:
@@ -126,7 +128,8 @@ def _load() -> ctypes.CDLL | str:
             _compile(folder)
         return ctypes.CDLL(str(library))
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        return f"they did not compile: {str(error).strip().splitlines()[0]}"
+        reason = str(error).strip() or type(error).__name__
+        return f"they did not compile: {reason.splitlines()[0]}"
 
 
 def _compile(folder: Path) -> None:
@@ -144,7 +147,7 @@ def _compile(folder: Path) -> None:
         try:
             cpp_extension.load(
                 name=NAME,
-                sources=[str(SOURCE)],
+                sources=[str(path) for path in SOURCES if path.suffix == ".cpp"],
                 extra_cflags=list(FLAGS),
                 extra_ldflags=["-fopenmp"],
                 build_directory=place,
@@ -154,6 +157,10 @@ def _compile(folder: Path) -> None:
             os.environ["PATH"] = path
         os.replace(place, folder)
         Path(place).mkdir()  # the context removes it
+
+
+def _text() -> bytes:
+    return b"".join(path.read_bytes() for path in SOURCES)
 
 
 def _machine(compiler: str) -> str:

@@ -16,7 +16,7 @@ __all__ = ["rms_backward", "rms_forward"]
 def rms_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(n, d) -> the normed rows (n, d) and 1 / root mean square (n, 1) fp32."""
     kernels = find_kernels(x)
-    if kernels is not None and x.is_contiguous():
+    if kernels is not None and x.is_contiguous() and weight.dtype == x.dtype:
         normed, inverse = torch.empty_like(x), torch.empty(x.shape[0], 1)
         kernels("norm_forward", x, weight, normed, inverse, x.shape[0], x.shape[1], eps)
         return normed, inverse
@@ -30,7 +30,8 @@ def rms_backward(
 ) -> Tensor:
     """Gradient of x from that of the normed rows, plus `residual`; all (n, d). May overwrite `dy`."""
     kernels = find_kernels(x)
-    if kernels is not None and x.is_contiguous() and dy.is_contiguous():
+    alike = weight.dtype == x.dtype == dy.dtype == residual.dtype
+    if kernels is not None and alike and x.is_contiguous() and dy.is_contiguous():
         sizes = (x.shape[0], x.shape[1])
         kernels("norm_backward", dy, x, inverse, weight, residual, dy, *sizes)
         return dy

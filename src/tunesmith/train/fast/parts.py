@@ -25,6 +25,9 @@ class FastSwitches:
     packed_attention: bool = True
     """Rows end to end also where `attention_block` does not hold, by transformers' attention registry."""
 
+    kernels: bool = True
+    """Attention, norms, SwiGLU and cross-entropy of these parts by the C++ kernels instead of torch."""
+
     @classmethod
     def plain(cls) -> FastSwitches:
         """Everything off: the Hugging Face forward pass on padded rows."""
@@ -39,6 +42,8 @@ class FastPathReport:
     """Part -> number of modules on the fast path."""
     plain: dict[str, str] = field(default_factory=dict)
     """`part: module name` -> why the plain path runs there."""
+    kernels: str = ""
+    """Why the C++ kernels do not run; empty when they do."""
     packed: bool = False
     """True when rows are laid end to end; False when they are padded to a rectangle."""
 
@@ -52,6 +57,7 @@ class FastPathReport:
     def lines(self) -> list[str]:
         """One line a part that is fast, one a module that is not; many with one reason share a line."""
         lines = [f"{part}: fast in {count} modules" for part, count in sorted(self.fast.items())]
+        lines.append(f"kernels: off, {self.kernels}" if self.kernels else "kernels: on")
         alike: dict[tuple[str, str], list[str]] = {}
         for name, reason in self.plain.items():
             part, _, module = name.partition(": ")

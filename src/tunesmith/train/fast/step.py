@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tunesmith.store import reach
 from tunesmith.train.fast.attention import PackedLayout, packed_inputs
 from tunesmith.train.fast.head import head_loss
+from tunesmith.train.fast.kernels import without_kernels
 from tunesmith.train.fast.segments import SegmentPlan, plan_segments, table_length
 from tunesmith.train.fast.swap import FastPath, causal_model, fast_path_of
 from tunesmith.train.packing import IGNORED, Ints, MicroBatch
@@ -24,6 +25,7 @@ __all__ = [
     "microbatch_loss",
     "packed_hidden",
     "plain_logits",
+    "runs_packed",
     "train_microbatch",
 ]
 
@@ -120,7 +122,7 @@ def in_step(model: nn.Module, batch: MicroBatch) -> Iterator[FastPath | None]:
     path.active, path.batch, path.longest = True, batch, int(batch.row_lengths.max())
     path.plan, path.layout = _plans(path, batch)
     try:
-        with path.attention():
+        with path.attention(), nullcontext() if not path.report.kernels else without_kernels():
             yield path
     finally:
         for name, value in before.items():
@@ -129,13 +131,26 @@ def in_step(model: nn.Module, batch: MicroBatch) -> Iterator[FastPath | None]:
 
 def _plans(path: FastPath, batch: MicroBatch) -> tuple[SegmentPlan | None, PackedLayout | None]:
     """Segments for attention blocks and for the model's own layers; none when rows must be padded."""
-    blocks = path.blocks_only and _within(path.longest, path.blocks_window)
-    if not blocks and (path.interface is None or not _within(path.longest, path.limit)):
+    if not _can_pack(path, path.longest):
         return None, None
+    blocks = path.blocks_only and _within(path.longest, path.blocks_window)
     plan = None if path.shape is None else _segment_plan(path, batch)
     if blocks:
         return plan, None
     return plan, PackedLayout(batch, next(iter(path.trunk.parameters())).device)
+
+
+def runs_packed(model: nn.Module, batch: MicroBatch) -> bool:
+    """Whether the batch's rows run end to end; else they are padded to a rectangle."""
+    path = fast_path_of(model)
+    return path is not None and _can_pack(path, int(batch.row_lengths.max()))
+
+
+def _can_pack(path: FastPath, longest: int) -> bool:
+    """Whether rows of up to so many positions can be laid end to end."""
+    if path.blocks_only and _within(longest, path.blocks_window):
+        return True
+    return path.interface is not None and _within(longest, path.limit)
 
 
 def _within(length: int, limit: int | None) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tunesmith.train.fast.attention import PackedInterface, PackedLayout
 from tunesmith.train.fast.blocks import AttentionBlock, MlpBlock, attention_block, mlp_block
 from tunesmith.train.fast.head import LogitForm
+from tunesmith.train.fast.kernels import why_not
 from tunesmith.train.fast.lora import LoraGroup, Projection, linear_with_lora, read_projection
 from tunesmith.train.fast.parts import FastPathReport, FastSwitches
 from tunesmith.train.fast.probe import head_obstacle, logit_form, packed_obstacle, rope_limit
@@ -106,6 +107,7 @@ def apply(model: nn.Module, switches: FastSwitches) -> FastPathReport:
     trunk = causal.base_model
     _own_storage(causal)
     report = FastPathReport()
+    report.kernels = _kernels_obstacle(causal, switches)
     path = FastPath(trunk, None, LogitForm(), report)
     layers = [
         (name, module)
@@ -127,6 +129,13 @@ def apply(model: nn.Module, switches: FastSwitches) -> FastPathReport:
     _give_back_freed()
     object.__setattr__(model, ATTRIBUTE, path)
     return report
+
+
+def _kernels_obstacle(causal: nn.Module, switches: FastSwitches) -> str:
+    if not switches.kernels:
+        return "switched off"
+    device = next(causal.parameters()).device.type
+    return why_not() if device == "cpu" else f"the model is on {device}"
 
 
 def remove(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ __all__ = ["Judged", "judge_dataset", "take_row_proofs"]
 
 SPLITS = ("train", "validation")
 SHOWN_ROWS = 5
+SHOWN_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,24 @@ def _mask_finding(found: Mapping[str, Judged], spelled: str) -> Finding:
 
 
 def _stop_finding(found: Mapping[str, Judged]) -> Finding:
-    verdicts = [verdict for judged in found.values() for verdict in judged.verdicts]
-    stopped = sum(verdict.stopped for verdict in verdicts)
-    share = stopped / max(len(verdicts), 1)
+    count = sum(len(judged.rows) for judged in found.values())
+    endless = [
+        f"{judged.path.name}:{row.line}"
+        for judged in found.values()
+        for row, verdict in zip(judged.rows, judged.verdicts, strict=True)
+        if not verdict.stopped
+    ]
+    share = (count - len(endless)) / max(count, 1)
+    detail = f"{count - len(endless):,} of {count:,} rows"
+    if endless:
+        more = f" and {len(endless) - SHOWN_LINES} more" if len(endless) > SHOWN_LINES else ""
+        detail += f"; not {', '.join(endless[:SHOWN_LINES])}{more}"
     return Finding(
         ok=share >= MIN_STOPPED_SHARE,
         figure=share,
         limit=MIN_STOPPED_SHARE,
         unit="of rows, at least",
-        detail=f"{stopped:,} of {len(verdicts):,} rows",
+        detail=detail,
         why="the model would not learn to end its answers",
         remedy="use a model whose chat template closes the assistant's turn: --set model.base=FOLDER",
     )

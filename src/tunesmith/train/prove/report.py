@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tunesmith.errors import StorageError, TunesmithError
+from tunesmith.errors import InterruptedRun, StorageError, TunesmithError
 
 __all__ = [
     "FORMAT",
@@ -29,7 +29,7 @@ Status = Literal["green", "red", "skipped"]
 
 PROOFS: Mapping[str, str] = {
     "mask": "trained tokens are the assistant's text and nothing else",
-    "stop": "the stop token of every answer is trained",
+    "stop": "rows whose answers all end with a trained stop token",
     "whole": "no answer is cut",
     "build": "model, method and optimizer are built",
     "split": "any split into micro batches gives the same gradients",
@@ -165,6 +165,9 @@ class Ledger:
         """Do `work` and note what it found; returns whether the proof is green.
 
         An error of ours makes the proof red with the error's own remedy, or `hint`.
+
+        Raises:
+            KeyboardInterrupt: the user stopped a rehearsal, which says nothing about the proof.
         """
         if name not in self.asked:
             return False
@@ -175,6 +178,9 @@ class Ledger:
         began = time.monotonic()
         try:
             found = work()
+        except InterruptedRun:
+            # Of a rehearsed stage, whose way of going on is not that of the proofs.
+            raise KeyboardInterrupt from None
         except TunesmithError as error:
             self.failed.add(name)
             why = error.why

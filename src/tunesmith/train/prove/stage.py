@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -13,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.config import Recipe
 from tunesmith.errors import DataError, ModelError, TrainingError
 from tunesmith.models.memory import GIB
-from tunesmith.store import Artifact, storage_errors
+from tunesmith.store import Artifact
 from tunesmith.telemetry import progress, silenced
 from tunesmith.train.prove import files, gradients, rehearsal
 from tunesmith.train.prove.gradients import Gradients, Noise, PlainGradients, measure_plain
 from tunesmith.train.prove.quick import Judged, take_row_proofs
 from tunesmith.train.prove.report import PROOFS, QUICK, Finding, Ledger, Report, with_needs
 from tunesmith.train.prove.sample import FEWEST_ROWS, SAMPLE_TOKENS, Sample, draw, small_recipe
+from tunesmith.train.prove.temporary import temporary
+from tunesmith.train.resources import LADDER_KEYS
+from tunesmith.train.stopping import terminable
 
 if TYPE_CHECKING:
     from tunesmith.train.packing import Groups, Row
@@ -59,6 +61,8 @@ def prove(
 ) -> Report:
     """Take the proofs on the recipe's model and a sample of its rows; nothing is left behind.
 
+    What a killed process left is removed by the next one. SIGTERM ends it as Ctrl-C does.
+
     Args:
         recipe: the recipe.
         dataset: its sealed dataset.
@@ -71,6 +75,7 @@ def prove(
     Raises:
         ConfigError, MissingError, EnvironmentProblem: nothing can be proved before these are mended.
         StorageError: there is no room even for a temporary folder.
+        KeyboardInterrupt: SIGINT or SIGTERM came.
     """
     began = time.monotonic()
     asked = with_needs(() if rooms is None else only or PROOFS)
@@ -78,12 +83,12 @@ def prove(
         ledger = Ledger(
             lambda name: bar.advance(len(ledger.proofs) - bar.done, PROOFS[name]), asked
         )
-        with silenced():
+        with silenced(), terminable():
             judged = take_row_proofs(ledger, recipe, dataset, spelled)
             facts: dict[str, Any] = {}
             if rooms is not None and asked.difference(QUICK):
-                with _temporary(folder) as place:
-                    bench = Bench(recipe, dataset, Path(place), rooms, spelled, ledger, judged)
+                with temporary(folder) as place:
+                    bench = Bench(recipe, dataset, place, rooms, spelled, ledger, judged)
                     bench.take_all()
                     facts = bench.facts()
         bar.advance(len(ledger.proofs) - bar.done)
@@ -93,12 +98,6 @@ def prove(
         "method": recipe.train.method.kind,
     }
     return Report(ledger.in_order(), shared | facts, time.monotonic() - began)
-
-
-def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=".prove-", dir=folder, ignore_cleanup_errors=True)
 
 
 @dataclass
@@ -174,6 +173,7 @@ class Bench:
         return {
             "base": {"name": plan.base.name, "sha256": plan.base.sha256},
             "objective": plan.objective.kind,
+            "method": plan.method.kind,
             "precision": plan.precision,
             "device": plan.device,
             "threads": plan.threads,
@@ -212,11 +212,19 @@ class Bench:
         return small_recipe(self.recipe, changes)
 
     def _fixed(self) -> dict[str, Any]:
-        """Settings that were measured once and are not to be measured again."""
+        """Settings that were measured or fitted once, and are not to be chosen again for the sample."""
         if self.plan is None:
             return {}
-        names = ("precision", "threads")
-        return {name: getattr(self.plan, name) for name in names}
+        resources = self.plan.resources
+        in_backward = "on" if resources.in_backward else "off"
+        return {
+            "precision": resources.precision,
+            "threads": resources.threads,
+            # What the ladder of `--fit` ended at: climbed anew for the sample it would end elsewhere.
+            **{key: getattr(resources.config, key) for key in LADDER_KEYS},
+            "optimizer": self.plan.optimizer.model_copy(update={"in_backward": in_backward}),
+            "fit": False,
+        }
 
     def _fresh(self, **changes: Any) -> Session:
         """A new session on the sample, as training builds it, with no tensor left at zero."""

@@ -1,92 +1,20 @@
-// Element-wise and attention kernels of the packed training step, for float32 and bfloat16 on a CPU.
-//
-// Plain C functions on raw pointers, called through ctypes: no torch header, so the file compiles in
-// seconds. Arithmetic is float32 whatever the storage. Every output element is made by one thread in
-// a fixed order, so results do not depend on the number of threads. NaN and infinity pass through:
-// the file must not be compiled with -ffinite-math-only.
+// Attention on a tree of packed segments, with its gradient, and rotary embeddings.
 
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#define TILE_ROWS 6
-#define TILE_VECTORS 4
-#elif defined(__AVX__)
-#define LANES 8
-#define TILE_ROWS 6
-#define TILE_VECTORS 2
-#else
-#define LANES 4
-#define TILE_ROWS 6
-#define TILE_VECTORS 4
-#endif
+// What a packed batch looks like. Segment s holds positions start[s] ... start[s] + length[s]. Its
+// ancestors, root first, are chain[chain_at[s] ... chain_at[s + 1]]; those that continue it, at any
+// depth, are heirs[heirs_at[s] ... heirs_at[s + 1]]. A unit is (segment, first, end) inside of it.
+struct Tree {
+    int64_t positions, heads, key_heads, dim, used;
+    const int64_t *start, *length, *chain_at, *chain, *heirs_at, *heirs;
+    const int64_t* query_units;
+    const int64_t* key_units;
+    int64_t query_unit_count, key_unit_count, longest_row;
+    float scale;
+};
 
 namespace {
-
-typedef float Vec __attribute__((vector_size(LANES * 4)));
-typedef float VecAt __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
-
-const int64_t PAD = 16;  // scratch widths are multiples of this, itself a multiple of LANES
-
-inline int64_t padded(int64_t n) { return (n + PAD - 1) / PAD * PAD; }
-
-inline Vec load(const float* p) { return *reinterpret_cast<const VecAt*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<VecAt*>(p) = v; }
-inline Vec all(float x) {
-    Vec v;
-    for (int i = 0; i < LANES; ++i) v[i] = x;
-    return v;
-}
-
-inline float total(Vec v) {
-    float sum = 0;
-    for (int i = 0; i < LANES; ++i) sum += v[i];
-    return sum;
-}
-
-typedef uint16_t Half __attribute__((may_alias));  // bfloat16: the upper half of a float32
-
-inline float widen(float x) { return x; }
-inline float widen(Half x) {
-    uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
-}
-inline void narrow(float x, float* to) { *to = x; }
-inline void narrow(float x, Half* to) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-    *to = static_cast<Half>(x == x ? rounded : 0x7fc0u);
-}
-
-// exp to about 2 units in the last place, after Cephes' expf: 2^n times a polynomial on +-ln(2)/2.
-inline Vec exponential(Vec x) {
-    x = x < all(-87.3f) ? all(-87.3f) : x;
-    x = x > all(88.3f) ? all(88.3f) : x;
-    Vec t = x * 1.44269504088896341f;
-    IntVec n = __builtin_convertvector(t + (t < all(0.f) ? all(-0.5f) : all(0.5f)), IntVec);
-    Vec whole = __builtin_convertvector(n, Vec);
-    Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    Vec y = all(1.9875691500e-4f);
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    IntVec bits = (n + 127) << 23;
-    Vec power;
-    std::memcpy(&power, &bits, sizeof power);
-    return y * power;
-}
-
-inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // A matrix of scalars: element (i, p) is at[i * row + p * step], so a transposed one costs nothing.
 struct Left {
@@ -159,7 +87,8 @@ public:
         if (floats > size_) {
             std::free(base_);
             base_ = static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
-            size_ = floats;
+            size_ = base_ == nullptr ? 0 : floats;
+            if (base_ == nullptr) throw std::bad_alloc();  // ends the process with a message
         }
         at_ = base_;
     }
@@ -207,24 +136,7 @@ void copy_out(const float* from, int64_t wide, int64_t rows, int64_t dim, T* to,
         for (int64_t d = 0; d < dim; ++d) narrow(from[i * wide + d], to + i * stride + d);
 }
 
-}  // namespace
-
-// What a packed batch looks like. Segment s holds positions start[s] ... start[s] + length[s]. Its
-// ancestors, root first, are chain[chain_at[s] ... chain_at[s + 1]]; those that continue it, at any
-// depth, are heirs[heirs_at[s] ... heirs_at[s + 1]]. A unit is (segment, first, end) inside of it.
-struct Tree {
-    int64_t positions, heads, key_heads, dim, used;
-    const int64_t *start, *length, *chain_at, *chain, *heirs_at, *heirs;
-    const int64_t* query_units;
-    const int64_t* key_units;
-    int64_t query_unit_count, key_unit_count, longest_row;
-    float scale;
-};
-
-namespace {
-
 const int64_t QUERY_BLOCK = 32;  // queries of one head in one product
-const int64_t KEY_BLOCK = 64;    // keys of one unit of the key pass
 
 // Weights of the queries [first, end) of segment s for one key head, group * block rows of
 // `width` floats: exp(score - peak) and their sums, or exp(score - logsumexp) when it is known.
@@ -306,7 +218,7 @@ void attend(const Tree& tree, const T* qkv, T* out, float* logsumexp) {
     const int64_t group = tree.heads / tree.key_heads, dim = tree.dim, wide = padded(dim);
     const int64_t keys_most = padded(tree.longest_row);
     const int64_t rows_most = group * QUERY_BLOCK;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         Scratch scratch(keys_most * wide * 2 + rows_most * (keys_most + 2 * wide + 4) + 8 * PAD);
 #pragma omp for schedule(dynamic)
@@ -365,7 +277,7 @@ void query_pass(const Tree& tree, const T* qkv, const T* dout, const float* logs
     const int64_t group = tree.heads / tree.key_heads, dim = tree.dim, wide = padded(dim);
     const int64_t keys_most = padded(tree.longest_row);
     const int64_t rows_most = group * QUERY_BLOCK;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         Scratch scratch(keys_most * wide * 4 + rows_most * (2 * keys_most + 4 * wide + 2) + 12 * PAD);
 #pragma omp for schedule(dynamic)
@@ -501,9 +413,15 @@ void key_pass(const Tree& tree, const T* qkv, const T* dout, const float* logsum
     const View<T> view{tree, qkv};
     const int64_t dim = tree.dim, wide = padded(dim);
     const int64_t many = tree.heads / tree.key_heads * QUERY_BLOCK;
-#pragma omp parallel
+    int64_t most = 0;  // keys of one unit
+    for (int64_t unit = 0; unit < tree.key_unit_count; ++unit) {
+        const int64_t size = tree.key_units[3 * unit + 2] - tree.key_units[3 * unit + 1];
+        most = size > most ? size : most;
+    }
+    most = padded(most);
+#pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(4 * KEY_BLOCK * wide + 2 * many * wide + 2 * KEY_BLOCK * many + 8 * PAD);
+        Scratch scratch(4 * most * wide + 2 * many * wide + 2 * most * many + 8 * PAD);
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < tree.key_unit_count * tree.key_heads; ++unit) {
             scratch.reset();
@@ -544,7 +462,7 @@ template <typename T>
 void rotate(T* qkv, int64_t positions, int64_t stride, int64_t heads, int64_t dim,
             const int64_t* places, const float* cosines, const float* sines, float direction) {
     const int64_t half = dim / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t p = 0; p < positions; ++p) {
         const float* cosine = cosines + places[p] * half;
         const float* sine = sines + places[p] * half;
@@ -560,177 +478,7 @@ void rotate(T* qkv, int64_t positions, int64_t stride, int64_t heads, int64_t di
     }
 }
 
-template <typename T>
-void norm_forward(const T* x, const T* weight, T* y, float* inverse, int64_t rows, int64_t width,
-                  float eps) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) {
-        const T* row = x + i * width;
-        float square[16] = {0};
-        int64_t d = 0;
-        for (; d + 16 <= width; d += 16)
-            for (int l = 0; l < 16; ++l) square[l] += widen(row[d + l]) * widen(row[d + l]);
-        for (; d < width; ++d) square[0] += widen(row[d]) * widen(row[d]);
-        float sum = 0;
-        for (int l = 0; l < 16; ++l) sum += square[l];
-        const float scale = 1.f / std::sqrt(sum / width + eps);
-        inverse[i] = scale;
-        for (d = 0; d < width; ++d) narrow(widen(row[d]) * scale * widen(weight[d]), y + i * width + d);
-    }
-}
-
-// dx = (dy w - hat mean(dy w hat)) / rms + residual, hat = x / rms.
-template <typename T>
-void norm_backward(const T* dy, const T* x, const float* inverse, const T* weight, const T* residual,
-                   T* dx, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) {
-        const T *up = dy + i * width, *in = x + i * width, *more = residual + i * width;
-        float dot[16] = {0};
-        int64_t d = 0;
-        for (; d + 16 <= width; d += 16)
-            for (int l = 0; l < 16; ++l)
-                dot[l] += widen(up[d + l]) * widen(weight[d + l]) * widen(in[d + l]);
-        for (; d < width; ++d) dot[0] += widen(up[d]) * widen(weight[d]) * widen(in[d]);
-        float sum = 0;
-        for (int l = 0; l < 16; ++l) sum += dot[l];
-        const float scale = inverse[i], pull = sum * scale * scale / width;
-        for (d = 0; d < width; ++d)
-            narrow((widen(up[d]) * widen(weight[d]) - widen(in[d]) * pull) * scale + widen(more[d]),
-                   dx + i * width + d);
-    }
-}
-
-template <typename T>
-inline Vec load_any(const T* p) {
-    Vec v;
-    for (int l = 0; l < LANES; ++l) v[l] = widen(p[l]);
-    return v;
-}
-template <>
-inline Vec load_any<float>(const float* p) { return load(p); }
-template <typename T>
-inline void store_any(T* p, Vec v) {
-    for (int l = 0; l < LANES; ++l) narrow(v[l], p + l);
-}
-template <>
-inline void store_any<float>(float* p, Vec v) { store(p, v); }
-
-// hidden = silu(gate) * up; gate and up side by side in rows of 2 * width.
-template <typename T>
-void gated_forward(const T* gate_up, T* hidden, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) {
-        const T *gate = gate_up + i * 2 * width, *up = gate + width;
-        T* out = hidden + i * width;
-        int64_t d = 0;
-        for (; d + LANES <= width; d += LANES) {
-            Vec g = load_any(gate + d);
-            store_any(out + d, g * sigmoid(g) * load_any(up + d));
-        }
-        for (; d < width; ++d) {
-            const float g = widen(gate[d]);
-            narrow(g / (1.f + std::exp(-g)) * widen(up[d]), out + d);
-        }
-    }
-}
-
-// Overwrites gate and up with their gradients and dhidden with the hidden rows made again.
-template <typename T>
-void gated_backward(T* dhidden, T* gate_up, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) {
-        T *gate = gate_up + i * 2 * width, *up = gate + width, *slope = dhidden + i * width;
-        int64_t d = 0;
-        for (; d + LANES <= width; d += LANES) {
-            Vec g = load_any(gate + d), u = load_any(up + d), s = load_any(slope + d);
-            Vec open = sigmoid(g), active = g * open;
-            store_any(gate + d, s * u * open * (1.f + g * (1.f - open)));
-            store_any(up + d, s * active);
-            store_any(slope + d, active * u);
-        }
-        for (; d < width; ++d) {
-            const float g = widen(gate[d]), u = widen(up[d]), s = widen(slope[d]);
-            const float open = 1.f / (1.f + std::exp(-g)), active = g * open;
-            narrow(s * u * open * (1.f + g * (1.f - open)), gate + d);
-            narrow(s * active, up + d);
-            narrow(active * u, slope + d);
-        }
-    }
-}
-
-// Each row of logits becomes the gradient of its weighted cross-entropy; losses[i] is the plain one.
-template <typename T>
-void cross_entropy(T* logits, const int64_t* labels, const float* shares, float* losses, int64_t rows,
-                   int64_t width, bool gradient) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) {
-        T* row = logits + i * width;
-        Vec most = all(-INFINITY);
-        int64_t d = 0;
-        for (; d + LANES <= width; d += LANES) {
-            Vec x = load_any(row + d);
-            most = x > most ? x : most;
-        }
-        float peak = -INFINITY;
-        for (int l = 0; l < LANES; ++l) peak = most[l] > peak ? most[l] : peak;
-        for (; d < width; ++d) peak = widen(row[d]) > peak ? widen(row[d]) : peak;
-        if (!(peak > -INFINITY)) peak = 0.f;
-        const int64_t label = labels[i] < 0 ? 0 : labels[i];
-        const float picked = widen(row[label]);
-        Vec sums = Vec{};
-        float rest = 0.f;
-        for (d = 0; d + LANES <= width; d += LANES) sums += exponential(load_any(row + d) - peak);
-        for (; d < width; ++d) rest += std::exp(widen(row[d]) - peak);
-        const float mass = total(sums) + rest;
-        losses[i] = labels[i] < 0 ? 0.f : std::log(mass) + peak - picked;
-        if (!gradient) continue;
-        const float share = labels[i] < 0 ? 0.f : shares[i], factor = share / mass;
-        for (d = 0; d + LANES <= width; d += LANES)
-            store_any(row + d, exponential(load_any(row + d) - peak) * factor);
-        for (; d < width; ++d) narrow(std::exp(widen(row[d]) - peak) * factor, row + d);
-        narrow(std::exp(picked - peak) * factor - share, row + label);
-    }
-}
-
-// NF4 (models/nf4.py): two 4-bit codes a byte, the first in its upper half, one scale a block.
-const float NF4[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
-                       -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-                       0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,
-                       0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
-                       0.7229568362236023f, 1.0f};
-
-inline void narrow_finite(float x, float* to) { *to = x; }
-inline void narrow_finite(float x, Half* to) {  // without a branch, which the compiler would not vectorise
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    *to = static_cast<Half>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-template <typename T>
-void nf4_dense(const uint8_t* packed, const float* scales, int64_t blocks, int64_t block, T* out) {
-    float pairs[256][2];
-    for (int byte = 0; byte < 256; ++byte) {
-        pairs[byte][0] = NF4[byte >> 4];
-        pairs[byte][1] = NF4[byte & 15];
-    }
-#pragma omp parallel for schedule(static)
-    for (int64_t b = 0; b < blocks; ++b) {
-        const uint8_t* from = packed + b * (block / 2);
-        T* to = out + b * block;
-        const Vec scale = all(scales[b]);
-        alignas(64) float tile[32];  // every block size is a multiple of 32
-        for (int64_t at = 0; at < block; at += 32) {
-            for (int i = 0; i < 16; ++i) std::memcpy(tile + 2 * i, pairs[from[at / 2 + i]], 8);
-            for (int i = 0; i < 32; i += LANES) store(tile + i, load(tile + i) * scale);
-            for (int i = 0; i < 32; ++i) narrow_finite(tile[i], to + at + i);
-        }
-    }
-}
-
 }  // namespace
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 #define FOR_BOTH(T, S)                                                                              \
     EXPORT void rotate_##S(T* qkv, int64_t positions, int64_t stride, int64_t heads, int64_t dim,   \
@@ -745,28 +493,6 @@ void nf4_dense(const uint8_t* packed, const float* scales, int64_t blocks, int64
                                     const float* logsumexp, T* out, float* delta, T* dqkv) {        \
         query_pass<T>(*tree, qkv, dout, logsumexp, out, delta, dqkv);                               \
         key_pass<T>(*tree, qkv, dout, logsumexp, delta, dqkv);                                      \
-    }                                                                                               \
-    EXPORT void norm_forward_##S(const T* x, const T* weight, T* y, float* inverse, int64_t rows,   \
-                                 int64_t width, float eps) {                                        \
-        norm_forward<T>(x, weight, y, inverse, rows, width, eps);                                   \
-    }                                                                                               \
-    EXPORT void norm_backward_##S(const T* dy, const T* x, const float* inverse, const T* weight,   \
-                                  const T* residual, T* dx, int64_t rows, int64_t width) {          \
-        norm_backward<T>(dy, x, inverse, weight, residual, dx, rows, width);                        \
-    }                                                                                               \
-    EXPORT void gated_forward_##S(const T* gate_up, T* hidden, int64_t rows, int64_t width) {       \
-        gated_forward<T>(gate_up, hidden, rows, width);                                             \
-    }                                                                                               \
-    EXPORT void gated_backward_##S(T* dhidden, T* gate_up, int64_t rows, int64_t width) {           \
-        gated_backward<T>(dhidden, gate_up, rows, width);                                           \
-    }                                                                                               \
-    EXPORT void cross_entropy_##S(T* logits, const int64_t* labels, const float* shares,            \
-                                  float* losses, int64_t rows, int64_t width, int64_t gradient) {   \
-        cross_entropy<T>(logits, labels, shares, losses, rows, width, gradient != 0);               \
-    }                                                                                               \
-    EXPORT void nf4_dense_##S(const uint8_t* packed, const float* scales, int64_t blocks,           \
-                              int64_t block, T* out) {                                              \
-        nf4_dense<T>(packed, scales, blocks, block, out);                                           \
     }
 
 FOR_BOTH(float, fp32)

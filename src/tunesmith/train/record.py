@@ -1,7 +1,9 @@
-"""A bundle: what is needed to run the micro batch again whose loss or gradient was not finite.
+"""A failure record: what is needed to run the micro batch again whose loss or gradient was not finite.
 
 It is a folder of safetensors and JSON, hashed, written whole or not at all: the trained weights and
-the random state before the micro batch, its arrays, and what identifies the base model.
+the random state before the micro batch, its arrays, and what identifies the base model. With an
+optimizer in the backward pass the weights are those after it: the ones nearer to the output than the
+gradient that is not finite were updated before that was met.
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ if TYPE_CHECKING:
 
     from tunesmith.train.session import Session
 
-__all__ = ["Bundle", "explained", "read_bundle", "runs_of"]
+__all__ = ["FailureRecord", "explained", "read_record", "runs_of"]
 
 FORMAT = 1
-FACTS = "bundle.json"
+FACTS = "failure.json"
 WEIGHTS = "weights.safetensors"
 RANDOM = "random.safetensors"
 BATCH = "micro-batch-{}.safetensors"
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A bundle that was read back and whose hashes are right.
+class FailureRecord:
+    """A failure record that was read back and whose hashes are right.
 
     Attributes:
         facts: step, lines, model and finding, as JSON values.
@@ -61,14 +63,15 @@ class Bundle:
 
     @property
     def finding(self) -> Finding | None:
-        """What was found when the bundle was written; None when it did not show again."""
+        """What was found when it was written; None when it did not show again."""
         return finding_of(self.facts["finding"])
 
 
 def explained(session: Session, found: NotFinite, folder: Path) -> NotFinite:
-    """The error with the place where it began, and a bundle in `folder` that shows it again.
+    """The error with the place where it began, and a failure record in `folder` that shows it again.
 
-    Leaves the session without gradients.
+    Leaves the session without gradients; while it works all of them are held, also those that an
+    optimizer in the backward pass would drop.
     """
     failure = found.failure
     model, is_training = session.model, failure.split == "train"
@@ -76,8 +79,8 @@ def explained(session: Session, found: NotFinite, folder: Path) -> NotFinite:
     runs = [_noting(states, run) for run in runs_of(model, session.objective, failure)]
     randomness.restore(failure.random)
     model.train(is_training)
-    # An optimizer that works inside the backward pass must not use what is found here.
-    with getattr(session.optimizer, "paused", nullcontext)():
+    # An optimizer that works inside the backward pass must neither use nor drop what is looked for here.
+    with getattr(session.optimizer, "keeping", nullcontext)():
         index, finding = locate_in(model, runs, with_norm=is_training)
     model.train()
     model.zero_grad(set_to_none=True)
@@ -91,9 +94,9 @@ def explained(session: Session, found: NotFinite, folder: Path) -> NotFinite:
             f"`tunesmith replay {place}` shows it again, with --precision fp32 whether it goes away"
         )
     except StorageError as error:
-        seen = f"no bundle could be written ({error.why})"
+        seen = f"no failure record could be written ({error.why})"
     found.why = (
-        f"{_sentence(finding)}; the micro batch holds these lines of {failure.split}.jsonl: "
+        f"{_sentence(finding, session)}; the micro batch holds these lines of {failure.split}.jsonl: "
         + ", ".join(map(str, lines))
     )
     found.fix = f"{_remedy(finding, session)}; {seen}"
@@ -127,11 +130,11 @@ def finding_of(values: Mapping[str, Any] | None) -> Finding | None:
     return Finding(**{**values, "weights": tuple(values["weights"]), "trail": trail})
 
 
-def read_bundle(place: Path) -> Bundle:
-    """Read a bundle back and check all of it.
+def read_record(place: Path) -> FailureRecord:
+    """Read a failure record back and check all of it.
 
     Raises:
-        MissingError: there is no bundle.
+        MissingError: there is no failure record.
         ArtifactError: it is damaged, or of a version that this one does not read.
     """
     from safetensors import SafetensorError
@@ -139,7 +142,7 @@ def read_bundle(place: Path) -> Bundle:
 
     if not (place / FACTS).is_file():
         raise MissingError(
-            f"{place} is no bundle",
+            f"{place} is no failure record",
             why=f"it has no {FACTS}" if place.is_dir() else "there is no such folder",
             fix="name the folder that the error of the training run named",
         )
@@ -160,11 +163,11 @@ def read_bundle(place: Path) -> Bundle:
         weights, random = load_file(place / WEIGHTS), load_file(place / RANDOM)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ArtifactError(
-            f"the bundle {place} is damaged: {error}",
+            f"the failure record {place} is damaged: {error}",
             why="it was changed or cut off after it was written",
             fix="train again until the same step, which writes it again",
         ) from error
-    return Bundle(place, facts, weights, random, batches)
+    return FailureRecord(place, facts, weights, random, batches)
 
 
 def _facts(session: Session, failure: Failure, finding: Finding | None) -> dict[str, Any]:
@@ -243,7 +246,12 @@ def _lines_of(session: Session, split: str, batches: Sequence[Any]) -> list[int]
     return sorted({rows.rows[int(index)].line for batch in batches for index in batch.members})
 
 
-def _sentence(finding: Finding | None) -> str:
+def _sentence(finding: Finding | None, session: Session) -> str:
+    if finding is None and session.plan.resources.in_backward:
+        return (
+            "run a second time it was finite: weights nearer to the output were updated by then, as "
+            "train.optimizer.in_backward has it"
+        )
     if finding is None:
         return "run a second time it was finite: this machine does not compute the same thing twice"
     return finding.sentence()

@@ -1,0 +1,77 @@
+"""SIGINT and SIGTERM while training: noted at once, acted on where nothing is half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Check", "StopSignal", "Stopped", "go_on", "stop_signal", "terminable"]
+
+Check = Callable[[], None]
+"""Called where work may be left: raises `Stopped` when a signal came."""
+
+
+def go_on() -> None:
+    """The check when nothing asks for a stop."""
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM came; its text is the signal's name."""
+
+
+class StopSignal:
+    """Whether SIGINT or SIGTERM came; a second one stops at once, without saving."""
+
+    def __init__(self) -> None:
+        self.wanted = ""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; whoever works acts on it at the next check."""
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = signal.Signals(number).name
+        os.write(2, b"\nstopping; press Ctrl-C again to stop without saving\n")
+
+    def check(self) -> None:
+        """Called between micro batches.
+
+        Raises:
+            Stopped: a signal came.
+        """
+        if self.wanted:
+            raise Stopped(self.wanted)
+
+
+@contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """Catch SIGINT and SIGTERM while the block runs, in the main thread."""
+    stop = StopSignal()
+    with _caught({signal.SIGINT: stop, signal.SIGTERM: stop}):
+        yield stop
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While the block runs, SIGTERM ends it as Ctrl-C does, so that it can clean up."""
+    with _caught({signal.SIGTERM: signal.default_int_handler}):
+        yield
+
+
+@contextmanager
+def _caught(
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]],
+) -> Iterator[None]:
+    """Other handlers while the block runs; only the main thread may set them, others change nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
