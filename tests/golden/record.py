@@ -20,11 +20,9 @@ def record(name: str, why: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         points = curve(session_for(name, Path(folder)))
     kept = read(name) if (HERE / f"{name}.json").is_file() else None
-    if kept and kept["curve"] != points and kept["format"] == FORMATS["train"]:
-        if kept["versions"] == versions():
-            sys.exit(
-                f"{name} changed: raise FORMATS['train'] in tunesmith/pipeline/stages.py first"
-            )
+    same_place = kept is not None and kept["versions"] == versions()
+    if same_place and kept["curve"] != points and kept["format"] == FORMATS["train"]:
+        sys.exit(f"{name} changed: raise FORMATS['train'] in tunesmith/pipeline/stages.py first")
     golden = {
         "format": FORMATS["train"],
         "command": f"python tests/golden/record.py {why!r} {name}",
