@@ -29,22 +29,24 @@ adapter (r=16, alpha 32, all linear layers), AdamW and a constant learning rate 
 the tokens of rows, without padding, after the warm-up steps; a token that rows share counts in every row. Peak memory
 is the resident memory of the process and its children at its highest, Python, torch and the model's file
 included. The loss is that of the dev rows after the run, by the same code for all (`losses.py`: plain Hugging
-Face, fp32, row by row). Each run is a process of its own; contestants take turns; medians, and the lowest and
+Face, fp32, row by row). Each run is a process of its own; contestants that one call runs take turns; medians, and the lowest and
 highest in brackets. Differences that remain: TRL draws rows at random and pads, tunesmith fills a budget of positions, so
 a step holds about as many rows, not exactly as many."""
 
 
 def write(journal: Journal, out: Path) -> None:
-    """Write throughput/, memory/ and growth/ under `out`."""
+    """Write throughput/, memory/ and, when it was measured, growth/ under `out`."""
     records = settled(journal.records())
-    for folder in ("throughput", "memory", "growth"):
+    grown = of(records, "growth")
+    for folder in ("throughput", "memory", *(["growth"] if grown else [])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _save(out / "throughput" / "results.md", _throughput(records))
     _save(out / "memory" / "results.md", _memory(records))
-    _save(out / "growth" / "results.md", _growth(records))
     plots.bars(records, "throughput", out / "throughput" / "throughput.png")
     plots.bars(records, "memory", out / "memory" / "memory.png")
-    plots.growth(records, out / "growth" / "growth.png")
+    if grown:
+        _save(out / "growth" / "results.md", _growth(records))
+        plots.growth(records, out / "growth" / "growth.png")
 
 
 def settled(records: Records) -> Records:
@@ -219,10 +221,26 @@ def _machine(records: Records) -> Iterator[str]:
     policy = ", ".join(f"{name}={value}" for name, value in last["omp"].items())
     loads = [r["load_average"] for r in records if not r["loaded"]]
     yield f"{last['cpu']}, {last['cores']} cores, {last['memory_gib']} GiB; Python {last['python']}, {versions};"
-    yield f"{policy} for all; revision {last['revision']}. `make bench-training`; the journal is"
+    yield f"{policy} for all. `make bench-training`; the journal is"
     yield "`benchmarks/throughput/results.jsonl` (each run with its command, settings, time and load)."
+    yield f"Revisions: {'; '.join(_revisions(records))}."
     if loads:
         yield f"Load average at the start of the runs (their own predecessors' included): {min(loads)} to {max(loads)}."
+
+
+def _revisions(records: Records) -> Iterator[str]:
+    """Which revision ran what: a journal may have been filled by several calls."""
+    ran: dict[str, list[str]] = {}
+    for r in records:
+        if r["scenario"] != "peers":
+            ran.setdefault(r["machine"]["revision"], []).append(
+                f"{r['scenario']} {r['contestant']}"
+            )
+    most = max(ran, key=lambda revision: len(ran[revision]))
+    yield most if len(ran) == 1 else f"{most} unless named here"
+    for revision, names in ran.items():
+        if revision != most:
+            yield f"{revision}: {', '.join(dict.fromkeys(names))}"
 
 
 def _scenario(name: str, records: Records) -> Iterator[str]:

@@ -11,6 +11,23 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+TRAIN_SCRIPT = """
+import json, sys
+from tunesmith.config import recipe_from
+from tunesmith.errors import TunesmithError
+from tunesmith.store import Artifact, Run
+from tunesmith.train import run
+place, dataset, values = sys.argv[1:4]
+parent = Artifact.open(dataset)
+try:
+    with Run.open(place, "train", inputs={}, parents=[parent.as_parent()], resume=True) as at:
+        run(recipe_from(json.loads(values)), at, parent)
+except TunesmithError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+"""Trains in a process of its own: arguments are the run, the dataset and the recipe as JSON; it may be run again."""
+
 
 def byte_tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -24,7 +24,7 @@ from tunesmith.train.session import Session, build
 from tunesmith.train.stopping import Stopped, StopSignal
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, sealed_pairs, sealed_sums, write_sums
+from small_base import TRAIN_SCRIPT, save_small_base, sealed_pairs, sealed_sums, write_sums
 
 CHECKPOINTS = Path("scratch/checkpoints")
 
@@ -316,29 +316,12 @@ def test_resume_with_changed_settings_is_refused_with_what_differs(tmp_path, bas
     assert done.artifact.facts["steps"] > 2
 
 
-STOPPED = """
-import json, sys
-from tunesmith.config import recipe_from
-from tunesmith.errors import TunesmithError
-from tunesmith.store import Artifact, Run
-from tunesmith.train import run
-place, dataset, values = sys.argv[1:4]
-parent = Artifact.open(dataset)
-try:
-    with Run.open(place, "train", inputs={}, parents=[parent.as_parent()], resume=True) as at:
-        run(recipe_from(json.loads(values)), at, parent)
-except TunesmithError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
-
-
 @pytest.mark.slow
 def test_sigterm_in_a_step_of_many_micro_batches_saves_without_finishing_it(tmp_path, base):
     """One step of hundreds of micro batches: the save must not wait for it."""
     rows = sealed_sums(tmp_path / "data", train=1000)
     recipe = values(base, batch_tokens=65_536, micro_batch_tokens=64)
-    command = [sys.executable, "-c", STOPPED, str(tmp_path / "run"), str(rows.dir)]
+    command = [sys.executable, "-c", TRAIN_SCRIPT, str(tmp_path / "run"), str(rows.dir)]
     process = subprocess.Popen(
         [*command, json.dumps(recipe)],
         stderr=subprocess.PIPE,

@@ -16,21 +16,8 @@ from tunesmith.errors import ConfigError, DataError, TrainingError
 from tunesmith.store import Artifact, Run
 from tunesmith.train import checkpoint, run
 
-SCRIPT = """
-import json, sys
-from tunesmith.config import recipe_from
-from tunesmith.errors import TunesmithError
-from tunesmith.store import Artifact, Run
-from tunesmith.train import run
-place, dataset, values = sys.argv[1:4]
-parent = Artifact.open(dataset)
-try:
-    with Run.open(place, "train", inputs={}, parents=[parent.as_parent()], resume=True) as at:
-        run(recipe_from(json.loads(values)), at, parent)
-except TunesmithError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+sys.path.insert(0, str(Path(__file__).parent))
+from small_base import TRAIN_SCRIPT
 
 
 def settings(base: Path, **train) -> dict:
@@ -55,7 +42,7 @@ def train_here(place: Path, dataset: Artifact, values: dict):
 def start(place: Path, dataset: Artifact, values: dict) -> subprocess.Popen:
     with said(place).open("w") as errors:
         return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(place), str(dataset.dir), json.dumps(values)],
+            [sys.executable, "-c", TRAIN_SCRIPT, str(place), str(dataset.dir), json.dumps(values)],
             stderr=errors,
         )
 

@@ -17,7 +17,8 @@ from tunesmith.errors import CapacityError, ConfigError
 from tunesmith.models.memory import GIB, MOMENTS_BYTES, Recompute
 from tunesmith.store import Artifact
 from tunesmith.train import checkpoint, randomness
-from tunesmith.train.fast.swap import causal_model, fast_path_of
+from tunesmith.train.fast.probe import causal_model
+from tunesmith.train.fast.swap import fast_path_of
 from tunesmith.train.filling import capacity_for
 from tunesmith.train.memory import (
     Estimate,
@@ -36,6 +37,12 @@ from tunesmith.train.shortage import largest_micro_batch
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 ESTIMATE = Estimate(fixed_bytes=1000, kept_bytes=(12.0, 8.0, 2.0), logit_bytes=1.0, layers=4)
+
+
+def assert_same_to_the_bit(one, two):
+    tensors, others = one.state()[0], two.state()[0]
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
 def session_of(base: Path, dataset: Artifact, **train) -> Session:
@@ -216,10 +223,7 @@ def test_a_resumed_run_may_compute_more_again_and_ends_the_same_to_the_bit(
     assert found is not None
     resumed.restore(found)
     resumed.train_step()
-    tensors, _ = straight.state()
-    others, _ = resumed.state()
-    assert tensors.keys() == others.keys()
-    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert_same_to_the_bit(straight, resumed)
 
 
 def test_rows_that_are_too_long_to_be_packed_count_as_the_rectangle_they_are_padded_to(
@@ -290,10 +294,7 @@ def test_every_optimizer_goes_on_from_a_checkpoint_to_the_bit(
     assert found is not None
     resumed.restore(found)
     resumed.train_step()
-    tensors, _ = straight.state()
-    others, _ = resumed.state()
-    assert tensors.keys() == others.keys()
-    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert_same_to_the_bit(straight, resumed)
 
 
 def test_full_training_is_packed(tiny_base, dataset):

@@ -110,7 +110,7 @@ class TrainConfig(Settings):
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, even if `epochs` asks for more."""
     batch_tokens: int = Field(2_048, ge=16)
-    """Tokens per optimizer step, over all micro batches. A whole number of `micro_batch_tokens`."""
+    """Positions per optimizer step, a whole number of `micro_batch_tokens`; what rows share in one counts once."""
     micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
     """Tokens per forward pass. `auto`: the smallest within 5 % of the fastest measured here that fits in memory."""
     memory_gib: float | None = Field(None, gt=0)

@@ -50,15 +50,18 @@ def prove(
     Args:
         recipe: the recipe.
         quick: only the proofs that need no model, as at the start of every training.
-        only: only these proofs and what they need; nothing with `quick`, which takes all of its own.
+        only: only these proofs and what they need; not with `quick`, which takes all of its own.
         spelled: recipe and options as the user typed them, for the remedies.
         tell: called with the data stage's step before it is done.
 
     Raises:
+        ValueError: `only` with `quick`.
         TunesmithError: what must be mended before anything can be proved; a red proof raises nothing.
     """
     from tunesmith.train.prove import prove as take_proofs
 
+    if quick and only:
+        raise ValueError(f"quick=True takes its own proofs; only={tuple(only)!r} would be ignored")
     check(recipe, None, "export")
     project = Project(recipe, fetch=True)
     project.require_base()

@@ -306,7 +306,8 @@ def _moment_bytes(session: Session) -> int:
 
 def _head_bytes(session: Session) -> tuple[int, float]:
     """Logits: of a chunk of positions when the head is on the fast path, else of each position."""
-    from tunesmith.train.fast.swap import causal_model, fast_path_of
+    from tunesmith.train.fast.probe import causal_model
+    from tunesmith.train.fast.swap import fast_path_of
 
     causal = causal_model(session.model)
     vocabulary = causal.get_output_embeddings().weight.shape[0]

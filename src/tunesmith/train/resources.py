@@ -295,7 +295,7 @@ def _refuse_hopeless(asked: _Asked, at: Situation, budget: int) -> None:
             f"{budget / GIB:.2f} GiB",
             why=f"{asked.base.name} has {at.shape.parameters / 1e6:.0f} million weights, trained by "
             f"{asked.config.method.kind} in {at.precision}",
-            fix="--fit lowers settings one by one until it fits; or choose a smaller model "
+            fix="--fit lowers settings one by one until it fits by the memory formula; or choose a smaller model "
             "(`tunesmith doctor` lists what fits here)",
         )
 

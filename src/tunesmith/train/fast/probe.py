@@ -14,7 +14,7 @@ from tunesmith.train.fast.attention import PackedInterface, PackedLayout, packed
 from tunesmith.train.fast.head import LogitForm
 from tunesmith.train.packing import MicroBatch, Row, pack
 
-__all__ = ["head_obstacle", "logit_form", "packed_obstacle", "rope_limit"]
+__all__ = ["causal_model", "head_obstacle", "logit_form", "packed_obstacle", "rope_limit"]
 
 LOGIT_SETTINGS = ("logits_scaling", "logit_scale", "logits_scale")
 """Config keys by which families change logits after the head; small logits would not show it."""
@@ -49,6 +49,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The causal model inside of a PEFT wrapper, or the model itself."""
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def packed_obstacle(causal: Any, trunk: nn.Module, interface: PackedInterface) -> str | None:

@@ -15,8 +15,9 @@ from tunesmith.store import reach
 from tunesmith.train.fast.attention import PackedLayout, packed_inputs
 from tunesmith.train.fast.head import head_loss
 from tunesmith.train.fast.kernels import without_kernels
+from tunesmith.train.fast.probe import causal_model
 from tunesmith.train.fast.segments import SegmentPlan, plan_segments, table_length
-from tunesmith.train.fast.swap import FastPath, causal_model, fast_path_of
+from tunesmith.train.fast.swap import FastPath, fast_path_of
 from tunesmith.train.packing import IGNORED, Ints, MicroBatch
 
 __all__ = [

@@ -21,12 +21,18 @@ from tunesmith.train.fast.head import LogitForm
 from tunesmith.train.fast.kernels import why_not
 from tunesmith.train.fast.lora import LoraGroup, Projection, linear_with_lora, read_projection
 from tunesmith.train.fast.parts import FastPathReport, FastSwitches
-from tunesmith.train.fast.probe import head_obstacle, logit_form, packed_obstacle, rope_limit
+from tunesmith.train.fast.probe import (
+    causal_model,
+    head_obstacle,
+    logit_form,
+    packed_obstacle,
+    rope_limit,
+)
 from tunesmith.train.fast.recompute import recomputed
 from tunesmith.train.fast.segments import AttentionShape, SegmentPlan
 from tunesmith.train.packing import MicroBatch
 
-__all__ = ["FastPath", "apply", "causal_model", "fast_path_of", "remove"]
+__all__ = ["FastPath", "apply", "fast_path_of", "remove"]
 
 LLAMA_SHAPED = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -168,12 +174,6 @@ def _give_back_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc alone has it
         trim(0)
-
-
-def causal_model(model: nn.Module) -> Any:
-    """The causal model inside of a PEFT wrapper, or the model itself."""
-    inner: Any = model
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _plan_attention(path: FastPath, layers: list[tuple[str, nn.Module]]) -> dict[str, int | None]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.train.fast.probe import rope_limit
+from tunesmith.train.fast.probe import causal_model, rope_limit
 
 __all__ = ["FrozenTrunk", "decoder_layers", "frozen_layers"]
 
@@ -25,7 +25,7 @@ Supply = Callable[[Tensor], Tensor]
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList | None:
     """The list of decoder layers of a causal model (PEFT-wrapped or not), None when there is none."""
-    causal: Any = _causal_model(model)
+    causal: Any = causal_model(model)
     count = causal.config.get_text_config().num_hidden_layers
     for module in causal.base_model.children():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -42,7 +42,7 @@ def frozen_layers(model: nn.Module) -> int:
     layers = decoder_layers(model)
     if layers is None:
         return 0
-    causal: Any = _causal_model(model)
+    causal: Any = causal_model(model)
     head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
     above = {id(p) for module in (*layers, head) if module is not None for p in module.parameters()}
     above -= {id(p) for p in embedding.parameters()}
@@ -66,7 +66,7 @@ class FrozenTrunk:
         if layers is None or not 0 < count <= len(layers):
             raise ValueError(f"count={count} of {0 if layers is None else len(layers)} layers")
         self.count = count
-        self.base: Any = _causal_model(model).base_model
+        self.base: Any = causal_model(model).base_model
         self.layers = list(layers)
         self._supply: Supply | None = None
         self._found: list[Tensor] | None = None
@@ -146,8 +146,3 @@ class FrozenTrunk:
             if float(getattr(module, "attention_dropout", 0.0) or 0.0) > 0.0:
                 return f"attention dropout in a frozen layer ({name})"
         return None
-
-
-def _causal_model(model: nn.Module) -> Any:
-    inner: Any = model
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
