@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -104,3 +106,11 @@ def test_controls_are_spelled_out_and_text_stays(text, shown):
 def test_the_peak_is_in_bytes_and_no_less_than_what_the_process_holds_now():
     # The kernel counts pages of each thread apart and sums them now and then.
     assert peak_rss_bytes() > 0.9 * psutil.Process().memory_info().rss
+
+
+def test_peak_memory_is_not_that_of_the_program_that_started_this_one():
+    held = bytearray(b"x") * (600 << 20)
+    code = "from tunesmith.telemetry import peak_rss_bytes; print(peak_rss_bytes())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert peak_rss_bytes() > len(held)
+    assert int(found.stdout) < len(held) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 __all__ = ["peak_rss_bytes"]
 
@@ -13,6 +14,11 @@ def peak_rss_bytes() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        # Linux's ru_maxrss is at least what the parent held when it started this program (getrusage(2), execve(2)).
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
