@@ -20,7 +20,7 @@ TITLES = {
     "dpo": "DPO: pairs that share their prompt",
     "qlora": "QLoRA: the base model in NF4",
     "full": "Against full fp32 fine-tuning, to the same validation loss",
-    "full-search": "Learning rates of full fine-tuning that were tried",
+    "full-search": "Learning rates that were tried to reach the loss, full and LoRA",
     "peers": "Other tools, by their own command lines, in environments of their own",
     "search": "TRL's settings that were tried",
 }
@@ -138,11 +138,17 @@ def targets() -> list[Target]:
     small = f"{lora}, micro batches of 320"
     made.append(_times(small, "lora", ("trl-defaults", "tunesmith-320"), 4, speed))
     made.append(_part(small, "lora", ("trl-defaults", "tunesmith-320"), 0.4, memory))
-    for key in ("train_seconds", memory):
-        made.append(_part("to the same loss", "full", ("hf-full", "tunesmith"), 0.2, key))
+    for side in ("tunesmith", "tunesmith-320"):
+        for key in ("train_seconds", memory):
+            work = f"to the same loss, {side}"
+            made.append(_part(work, "full", ("hf-full", side), 0.2, key))
     shared = "400-token prefix, 100-token rows"
-    for peer in ("trl-best", "trl-best-packed"):
-        made.append(_times(shared, "prefix", (peer, "tunesmith"), 8, "rows_per_second"))
+    for peer, side in (
+        ("trl-best", "tunesmith"),
+        ("trl-best", "tunesmith-2176"),
+        ("trl-best-packed", "tunesmith"),
+    ):
+        made.append(_times(shared, "prefix", (peer, side), 8, "rows_per_second"))
     made.append(_times("DPO pairs", "dpo", ("trl-best", "tunesmith"), 3, "rows_per_second"))
     for peer in ("peft-bitsandbytes", "peft-bitsandbytes-best"):
         made.append(_times("QLoRA NF4", "qlora", (peer, "tunesmith-qlora"), 2, speed))

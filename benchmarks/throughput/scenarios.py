@@ -63,6 +63,7 @@ LIKELY = [
 """What the plan tries when time is short; `run.py search` tries all."""
 FALLBACK = {"unpacked": "bf16-8-multiple-64", "packed": "bf16-packed-1024"}
 EIGHT_ROWS = {"batch_tokens": 640, "micro_batch_tokens": 640}
+SMALL_MICRO = {"batch_tokens": 640, "micro_batch_tokens": 320}
 
 
 def best(journal: Journal, kind: str) -> tuple[str, dict[str, Any]]:
@@ -118,7 +119,7 @@ def lora(journal: Journal) -> list[Contestant]:
         Contestant(
             "tunesmith-320",
             "tunesmith",
-            {"batch_tokens": 640, "micro_batch_tokens": 320},
+            SMALL_MICRO,
             note="the same steps in two micro batches each: less memory",
         ),
         Contestant(
@@ -131,21 +132,25 @@ def lora(journal: Journal) -> list[Contestant]:
 
 
 def prefix(journal: Journal) -> list[Contestant]:
-    """16 rows a step for all: TRL in micro batches of 4, tunesmith in one of 2,176 positions."""
+    """32 rows a step for all: TRL in micro batches of 4 rows, tunesmith in one, or two of half the rows."""
     name, settings = best(journal, "unpacked")
-    small = {**settings, **_batch(4), "gradient_accumulation_steps": 4, "warm_steps": 1}
-    one = {"batch_tokens": 2176, "micro_batch_tokens": 2176, "warm_steps": 1}
+    small = {**settings, **_batch(4), "gradient_accumulation_steps": 8, "warm_steps": 1}
     packed_name, packed = best(journal, "packed")
-    long = {**packed, "max_length": 2048, "gradient_accumulation_steps": 4, "warm_steps": 1}
+    long = {**packed, "max_length": 2048, "gradient_accumulation_steps": 8, "warm_steps": 1}
+    one = {"batch_tokens": 3712, "micro_batch_tokens": 3712, "warm_steps": 1}
+    two = {"batch_tokens": 4352, "micro_batch_tokens": 2176, "warm_steps": 1}
     return [
-        Contestant("trl-best", "trl-sft", small, note=f"search: {name}; 4 x 4 rows a step"),
+        Contestant("trl-best", "trl-sft", small, note=f"search: {name}; 8 x 4 rows a step"),
         Contestant(
             "trl-best-packed",
             "trl-sft",
             long,
-            note=f"search: {packed_name}, 2,048 tokens; 4 x about 4 rows a step",
+            note=f"search: {packed_name}, 2,048 tokens; 8 x about 4 rows a step",
         ),
-        Contestant("tunesmith", "tunesmith", one, note="about 16 rows a step, one micro batch"),
+        Contestant("tunesmith", "tunesmith", one, note="about 32 rows a step, one micro batch"),
+        Contestant(
+            "tunesmith-2176", "tunesmith", two, note="about 32 rows a step, two micro batches"
+        ),
     ]
 
 
@@ -197,27 +202,45 @@ def qlora(journal: Journal) -> list[Contestant]:
 
 
 FULL_RATES = (2e-5, 5e-5, 1e-4)
+LORA_RATES = (5e-4, 1e-3, 2e-3)
 TARGET = {"target_loss": 0.40, "every_steps": 2, "most_steps": 40}
 
 
+def _lora_rate(rate: float) -> dict[str, Any]:
+    return {"optimizer": {"learning_rate": rate, "schedule": "constant", "warmup_ratio": 0}}
+
+
 def full_search() -> list[Contestant]:
-    """Learning rates for full fine-tuning: what counts is steps to the loss, which load does not change."""
-    return [
+    """Learning rates for both sides: what counts is steps to the loss, which load does not change."""
+    theirs = [
         Contestant(f"full-{rate:g}", "full-reach", TARGET | {"learning_rate": rate})
         for rate in FULL_RATES
     ]
+    ours = [
+        Contestant(f"lora-{rate:g}", "tunesmith-reach", TARGET | EIGHT_ROWS | _lora_rate(rate))
+        for rate in LORA_RATES
+    ]
+    return theirs + ours
 
 
-def full(journal: Journal) -> list[Contestant]:
-    rates = {
-        r["settings"]["learning_rate"]: r["steps"]
+def _fastest_rate(journal: Journal, side: str, rates: tuple[float, ...], usual: float) -> float:
+    """The rate that reached the loss in the fewest steps, of the search; the usual one without a search."""
+    steps = {
+        r["contestant"]: r["steps"]
         for r in journal.records()
         if r["scenario"] == "full-search" and r.get("reached")
     }
-    rate = min(rates, key=rates.__getitem__) if rates else 5e-5
+    found = [rate for rate in rates if f"{side}-{rate:g}" in steps]
+    return min(found, key=lambda rate: steps[f"{side}-{rate:g}"], default=usual)
+
+
+def full(journal: Journal) -> list[Contestant]:
+    rate = _fastest_rate(journal, "full", FULL_RATES, 5e-5)
+    ours = TARGET | _lora_rate(_fastest_rate(journal, "lora", LORA_RATES, 1e-3))
     return [
         Contestant("hf-full", "full-reach", TARGET | {"learning_rate": rate}),
-        Contestant("tunesmith", "tunesmith-reach", TARGET | EIGHT_ROWS),
+        Contestant("tunesmith", "tunesmith-reach", ours | EIGHT_ROWS),
+        Contestant("tunesmith-320", "tunesmith-reach", ours | SMALL_MICRO),
     ]
 
 
@@ -240,7 +263,7 @@ AXES: dict[str, list[dict[str, int]]] = {
         {"layers": 24, "width": 576},
         {"layers": 24, "width": 1152},
         {"layers": 24, "width": 1728, "steps": 3},
-        {"layers": 24, "width": 2112, "steps": 2},
+        {"layers": 24, "width": 2304, "steps": 2},
     ],
 }
 """One axis at a time, around 4 rows of 128 tokens of a 135M shape; the widest model has 1.5B parameters."""
@@ -266,7 +289,7 @@ SCENARIOS = {
     "share": share,
     "growth": growth,
 }
-SIZES = {"lora": 56, "prefix": 32, "qlora": 32, "dpo": 12, "full": 320, "share": 160, "growth": 1}
+SIZES = {"lora": 56, "prefix": 64, "qlora": 32, "dpo": 12, "full": 320, "share": 160, "growth": 1}
 SIZES |= {"search": 24, "full-search": 320, "peers": 48}
 QUICK = {"lora": 16, "prefix": 16, "qlora": 16, "dpo": 8, "full": 32, "share": 32, "growth": 1}
 QUICK |= {"search": 16, "full-search": 32, "peers": 16}

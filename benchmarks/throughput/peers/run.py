@@ -1,4 +1,4 @@
-"""Run other tools by their own command lines, each in its own environment (see install.sh)."""
+"""Run other tools by their own command lines, each in its own environment (see install.sh), and tunesmith by its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -41,7 +42,14 @@ PEERS = {
         "soup-cli", "soup.yaml", ("soup", "train", "--config", "{config}", "--yes"), "soup train"
     ),
     "unsloth": Peer("unsloth", "unsloth_run.py", ("python", "{config}"), "FastLanguageModel"),
+    "tunesmith": Peer(
+        "tunesmith",
+        "tunesmith.yaml",
+        ("tunesmith", "run", "{config}", "--until", "train"),
+        "tunesmith run --until train, all choices its own",
+    ),
 }
+OURS = "tunesmith"
 
 
 def contestants() -> list[Contestant]:
@@ -51,15 +59,16 @@ def contestants() -> list[Contestant]:
 def run(task: Task, files: dict[str, Path], place: Path, *, allow_load: bool) -> dict[str, Any]:
     """One run of a peer, or its own error, as a record."""
     name = task.contestant.name
-    peer, home = PEERS[name], place / name
+    peer, home = PEERS[name], Path(sys.prefix) if name == OURS else place / name
     record = harness.opening(task, allow_load)
-    if not (home / ".ready").is_file():
+    if name != OURS and not (home / ".ready").is_file():
         record["machine"].pop("versions")
         return record | {
             "error": f"not installed under {place.name}/{name}: `make bench-peers` installs it",
             "wall_seconds": 0.0,
         }
-    record["machine"]["versions"] = versions(home)
+    if name != OURS:
+        record["machine"]["versions"] = versions(home)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         values = prepare(Path(folder), files, task.size)
@@ -138,6 +147,10 @@ def figures(said: str, folder: Path, values: dict[str, str]) -> dict[str, Any]:
     runtimes = re.findall(r"['\"]?train_runtime['\"]?\s*[:=]\s*['\"]?([\d.]+)", said)
     for state in folder.glob("out/**/train_results.json"):
         runtimes.append(str(json.loads(state.read_text(encoding="utf-8"))["train_runtime"]))
+    for sealed in folder.glob("out/**/manifest.json"):
+        facts = json.loads(sealed.read_text(encoding="utf-8"))["facts"]
+        if "trained_tokens" in facts:
+            return _ours(facts)
     if not runtimes:
         return {}
     seconds, steps = float(runtimes[-1]), int(values["STEPS"])
@@ -150,6 +163,19 @@ def figures(said: str, folder: Path, values: dict[str, str]) -> dict[str, Any]:
         "rows_per_second": rows / seconds,
         "tokens_per_second": tokens / seconds,
         "tokens_seen": round(tokens),
+    }
+
+
+def _ours(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same figures from a sealed run of tunesmith; each row once."""
+    seconds, rows = facts["seconds"], facts["rows"]
+    return {
+        "steps": facts["steps"],
+        "rows_seen": rows,
+        "train_seconds": seconds,
+        "rows_per_second": rows / seconds,
+        "tokens_per_second": facts["tokens_per_second"],
+        "tokens_seen": facts["train_tokens"],
     }
 
 
