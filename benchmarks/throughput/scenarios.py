@@ -201,8 +201,8 @@ def qlora(journal: Journal) -> list[Contestant]:
     ]
 
 
-FULL_RATES = (2e-5, 5e-5, 1e-4)
-LORA_RATES = (5e-4, 1e-3, 2e-3)
+FULL_RATES = (5e-5, 1e-4)
+LORA_RATES = (1e-3, 2e-3)
 TARGET = {"target_loss": 0.40, "every_steps": 2, "most_steps": 40}
 
 

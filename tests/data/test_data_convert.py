@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.convert import convert
@@ -42,7 +42,6 @@ def chat(*turns):
     system=st.none() | words,
     meta=metas,
 )
-@settings(max_examples=60, deadline=None)
 def test_a_chat_row_read_written_and_read_again_is_the_same(tmp_path_factory, turns, system, meta):
     said = [("system", system)] if system else []
     for question, answer in turns:
@@ -221,7 +220,6 @@ def pair(prompt, chosen, rejected, **others):
 
 
 @given(turns=st.lists(words, min_size=1, max_size=3), answers=st.tuples(words, words), meta=metas)
-@settings(max_examples=40, deadline=None)
 def test_a_pair_read_written_and_read_again_is_the_same(tmp_path_factory, turns, answers, meta):
     said = [("user", turns[0])]
     for turn in turns[1:]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data import read
@@ -32,7 +32,6 @@ def problems_of(path):
 
 
 @given(rows=st.lists(objects, min_size=1, max_size=5), ascii_only=st.booleans())
-@settings(max_examples=60, deadline=None)
 def test_every_value_is_read_with_its_exact_characters(tmp_path_factory, rows, ascii_only):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     texts = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.convert import Row
@@ -22,7 +22,6 @@ prompts = st.lists(st.sampled_from("abcdefghij"), min_size=2, max_size=40).filte
 
 
 @given(prompts=prompts, n_wanted=st.integers(0, 50), seed=st.integers(0, 9))
-@settings(deadline=None)
 def test_a_prompt_stays_on_one_side_and_no_row_is_lost(prompts, n_wanted, seed):
     rows = [row(prompt, place=place) for place, prompt in enumerate(prompts)]
     stays, held = hold_out(rows, n_wanted, seed, "test")
@@ -33,7 +32,6 @@ def test_a_prompt_stays_on_one_side_and_no_row_is_lost(prompts, n_wanted, seed):
 
 
 @given(prompts=prompts, seed=st.integers(0, 9))
-@settings(deadline=None)
 def test_the_choice_does_not_depend_on_the_order_of_the_rows(prompts, seed):
     rows = [row(prompt, place=place) for place, prompt in enumerate(prompts)]
     held = {r.where for r in hold_out(rows, 3, seed, "test")[1]}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.config import ModelConfig
 from tunesmith.engine import Sampling
 from tunesmith.models.embedded import embedded_gguf
-from tunesmith.models.load import load_tokenizer, resolve_base
 
 STOP_ID = 2
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return load_tokenizer(resolve_base(ModelConfig()))
+def tokenizer(embedded_tokenizer):
+    return embedded_tokenizer
 
 
 @pytest.fixture(scope="session")

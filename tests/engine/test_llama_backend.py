@@ -56,6 +56,7 @@ def test_it_answers_and_stops(backend, ask, greedy):
     assert answer.token_ids[-1] == 2
 
 
+@pytest.mark.slow
 def test_answers_come_in_the_order_of_the_prompts(backend, ask):
     prompts = [ask(f"What is the capital of {name}?") for name in ("France", "Italy", "Japan")]
     done = []
@@ -82,6 +83,7 @@ def test_a_stream_says_what_generate_says(backend, ask, sampling):
     assert len(chunks) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [4, 5, 6, 17])
 def test_no_piece_of_a_stream_holds_half_a_character(backend, tokenizer, max_tokens):
     prompt = tokenizer.encode(LLAMAS)
@@ -101,6 +103,7 @@ def test_a_stop_string_ends_the_answer(backend, ask):
     assert "".join(chunk.text for chunk in backend.stream(prompt, sampling)) == answer.text
 
 
+@pytest.mark.slow
 def test_seeds_decide_the_sample(backend, ask):
     prompt = ask("Tell me a story.")
 
@@ -124,6 +127,7 @@ def test_a_token_outside_the_vocabulary_is_refused_with_llama_cpps_words(backend
     assert error.value.http_status == 400
 
 
+@pytest.mark.slow
 def test_closing_a_stream_frees_the_slot(backend, ask):
     async def leave_early():
         prompt = ask("Count from one to one thousand.")
@@ -142,6 +146,7 @@ def test_closing_a_stream_frees_the_slot(backend, ask):
     asyncio.run(until_idle(backend))
 
 
+@pytest.mark.slow
 def test_cancelling_a_waiting_caller_frees_the_slot(backend, ask):
     async def cancel():
         work = asyncio.create_task(
@@ -158,6 +163,7 @@ def test_cancelling_a_waiting_caller_frees_the_slot(backend, ask):
     asyncio.run(cancel())
 
 
+@pytest.mark.slow
 def test_more_callers_than_slots_all_get_their_answer(backend, ask):
     async def crowd():
         prompts = [ask(f"What is {n} plus {n}?") for n in range(6)]
@@ -171,6 +177,7 @@ def test_more_callers_than_slots_all_get_their_answer(backend, ask):
     assert all(answer.text for answer in asyncio.run(crowd()))
 
 
+@pytest.mark.slow
 def test_threads_may_share_a_backend(backend, ask, greedy):
     prompt = ask("What is the capital of France?")
     texts = []
@@ -185,6 +192,7 @@ def test_threads_may_share_a_backend(backend, ask, greedy):
     assert texts == [texts[0]] * 3
 
 
+@pytest.mark.slow
 def test_scores_are_a_softmax_over_the_whole_vocabulary(backend, tokenizer):
     row = tokenizer.encode(LLAMAS)[:12]
     result = backend.next_token_logprobs([row], [9], top=len(tokenizer))[0]
@@ -193,6 +201,7 @@ def test_scores_are_a_softmax_over_the_whole_vocabulary(backend, tokenizer):
     assert (np.diff(result.logprobs, axis=1) <= 0).all()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_what_the_slot_holds(backend, ask):
     rows = [ask("What is the capital of France?"), ask("Hi"), ask("What is the capital of Spain?")]
     starts = [len(row) - 4 for row in rows]

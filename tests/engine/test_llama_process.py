@@ -37,6 +37,7 @@ def wait_until_noticed(backend, pid):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_after_a_kill_running_requests_fail_and_the_next_ones_work(gguf, greedy):
     with LlamaBackend(gguf, SMALL) as backend:
         before = backend.generate([PROMPT], greedy)
@@ -58,6 +59,7 @@ def test_after_a_kill_running_requests_fail_and_the_next_ones_work(gguf, greedy)
         assert backend.restarts == 1
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_idle_is_replaced_before_the_next_request(gguf, greedy):
     with LlamaBackend(gguf, SMALL) as backend:
         first = backend.pid
@@ -79,6 +81,7 @@ def test_it_gives_up_with_the_reason_when_no_start_works(gguf, tmp_path, greedy)
             backend.generate([PROMPT], greedy)
 
 
+@pytest.mark.slow
 def test_an_answer_ends_where_the_context_ends(gguf):
     with LlamaBackend(gguf, LlamaSettings(context_tokens=64, slots=2)) as backend:
         answer = backend.generate([[5] * 61], Sampling(max_tokens=100))[0]

@@ -1,4 +1,4 @@
-"""A tiny random Llama with the real tokenizer, a random adapter on it, and sealed artifacts."""
+"""A tiny random Llama with the short tokenizer, a random adapter on it, and sealed artifacts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tunesmith.config import ModelConfig, Recipe, recipe_from
 from tunesmith.engine import Sampling
 from tunesmith.models.chat import ChatRenderer
-from tunesmith.models.load import BaseModel, load_model, load_tokenizer, resolve_base, save_model
+from tunesmith.models.load import BaseModel, load_model, resolve_base, save_model
 from tunesmith.store import Artifact, Run
 
 MAX_TOKENS = 12
@@ -70,12 +70,12 @@ def _float32() -> Any:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory, short_tokenizer: Any) -> Bench:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = load_tokenizer(resolve_base(ModelConfig()))
+    tokenizer = short_tokenizer
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

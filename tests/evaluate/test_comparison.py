@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -99,7 +99,6 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 60), LEVELS)
-@settings(max_examples=40)
 def test_the_interval_holds_the_gain_and_mirrors_when_models_are_swapped(won, lost, same, level):
     gain = bootstrap_gain(pairs(won, lost, same), confidence=level, resamples=2_000, seed=0)
     low, high = gain.interval_points
@@ -111,7 +110,6 @@ def test_the_interval_holds_the_gain_and_mirrors_when_models_are_swapped(won, lo
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-@settings(max_examples=50)
 def test_counts_accuracies_gain_and_verdict_belong_together(rows):
     base, tuned = [b for b, _ in rows], [t for _, t in rows]
     found = compare(base, tuned, confidence=0.95, resamples=500, seed=0)

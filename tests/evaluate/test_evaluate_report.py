@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from io import StringIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -117,7 +117,6 @@ def test_hostile_text_is_shown_and_never_run():
 
 
 @given(st.text(min_size=1, max_size=60))
-@settings(max_examples=25)
 def test_no_text_of_an_answer_makes_a_tag(text):
     plain = render_html(report_of(comparison_of(1, 0, 0, 0)), [row(1, False, True, "x")], 1)
     other = render_html(report_of(comparison_of(1, 0, 0, 0)), [row(1, False, True, text)], 1)
@@ -177,7 +176,6 @@ def test_exact_match_reports_need_no_validity():
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
-@settings(max_examples=60)
 def test_all_marks_lie_inside_their_plot(won, lost, right, wrong):
     if not won + lost + right + wrong:
         return

@@ -130,7 +130,10 @@ def test_everything_else_fails_and_changes_nothing(runner, database, tmp_path, s
     [
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n",
         # One call of one function that takes a minute: SQLite itself cannot be stopped in it.
-        "SELECT instr(hex(zeroblob(500000)), hex(zeroblob(250000)) || '1')",
+        pytest.param(
+            "SELECT instr(hex(zeroblob(500000)), hex(zeroblob(250000)) || '1')",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["endless recursion", "one endless function call"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,13 +45,12 @@ class Workbench:
 
 
 def save_tiny(
-    folder: Path, *, spread: float = 0.5, dtype: str = "float16", tied: bool = True
+    tokenizer: Any, folder: Path, *, spread: float = 0.5, dtype: str = "float16", tied: bool = True
 ) -> BaseModel:
     """A random Llama on the disk; with a larger `spread` its best tokens lead more clearly."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = load_tokenizer(resolve_base(ModelConfig()))
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -140,19 +140,27 @@ def seal_dataset(folder: Path, system: str | None = SYSTEM) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def make():
-    """The makers above, for tests that need another model, adapter, dataset or run."""
+def make(embedded_tokenizer, short_tokenizer):
+    """The makers above, for tests that need another model, adapter, dataset or run.
+
+    `short` is `tiny` with the short tokenizer: for what is never written as GGUF.
+    """
     return SimpleNamespace(
-        tiny=save_tiny, adapted=adapted, run=seal_run, dataset=seal_dataset, Workbench=Workbench
+        tiny=partial(save_tiny, embedded_tokenizer),
+        short=partial(save_tiny, short_tokenizer),
+        adapted=adapted,
+        run=seal_run,
+        dataset=seal_dataset,
+        Workbench=Workbench,
     )
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory):
+def bench(tmp_path_factory, make, embedded_tokenizer):
     """A clear-spoken tiny model (its best tokens lead by far) with an adapter on all layers."""
     folder = tmp_path_factory.mktemp("bench")
-    base = save_tiny(folder / "base")
-    renderer = ChatRenderer(load_tokenizer(base))
+    base = make.tiny(folder / "base")
+    renderer = ChatRenderer(embedded_tokenizer)
     dataset = seal_dataset(folder / "data")
     trained = seal_run(folder / "train", base, dataset, adapted(base), renderer.fingerprint)
     return Workbench(folder, base, renderer, dataset, trained)

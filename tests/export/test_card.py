@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tunesmith.config import ModelConfig
 from tunesmith.export.card import card
 from tunesmith.export.licences import licence_of
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import plan_export
-from tunesmith.models.load import BaseModel, resolve_base
+from tunesmith.models.load import BaseModel
 from tunesmith.store import Run
 
 FACTS = {
@@ -105,8 +104,8 @@ def test_a_licence_is_told_only_when_the_base_states_it(tmp_path, card_text, lic
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return resolve_base(ModelConfig())
+def embedded(embedded_base):
+    return embedded_base
 
 
 def test_the_embedded_bases_licence_is_known(embedded):
@@ -136,6 +135,7 @@ def test_the_card_of_the_embedded_base_tells_what_its_weights_are(plan, embedded
     assert 'from_pretrained("SmolLM2-135M-Instruct")' not in text
 
 
+@pytest.mark.slow
 def test_the_peft_lines_for_the_embedded_base_load_the_adapters_base(plan, embedded):
     adapter = dataclasses.replace(PARITY, form="adapter")
     text = card(dataclasses.replace(plan, base=embedded), {"adapter": adapter})

@@ -30,7 +30,7 @@ def logits(model):
 @pytest.mark.parametrize("targets", ["all-linear", ["lm_head"], ["embed_tokens", "q_proj"]])
 @pytest.mark.parametrize("tied", [True, False])
 def test_merged_float32_weights_compute_what_base_and_adapter_do(tmp_path, make, targets, tied):
-    base = make.tiny(tmp_path / "base", tied=tied)
+    base = make.short(tmp_path / "base", tied=tied)
     model = make.adapted(base, targets)
     wanted, plain = logits(model), logits(load_model(base, torch.float32))
     assert (wanted - plain).abs().max() > 0.1
@@ -40,7 +40,7 @@ def test_merged_float32_weights_compute_what_base_and_adapter_do(tmp_path, make,
 
 
 def test_rounding_comes_once_and_in_each_tensors_own_format(tmp_path, make):
-    base = make.tiny(tmp_path / "base")
+    base = make.short(tmp_path / "base")
     tensors = load_file(base.dir / "model.safetensors")
     kept = "model.norm.weight"
     tensors[kept] = tensors[kept].float()
@@ -59,7 +59,7 @@ def test_rounding_comes_once_and_in_each_tensors_own_format(tmp_path, make):
 
 
 def test_the_merged_folder_knows_its_stop_tokens(tmp_path, make):
-    base = make.tiny(tmp_path / "base")
+    base = make.short(tmp_path / "base")
     renderer = ChatRenderer(load_tokenizer(base))
     save_merged(load_model(base, torch.float32), renderer, tmp_path / "merged")
     settings = json.loads((tmp_path / "merged/generation_config.json").read_text())
@@ -67,7 +67,7 @@ def test_the_merged_folder_knows_its_stop_tokens(tmp_path, make):
 
 
 def test_a_weight_too_large_for_the_format_is_refused(tmp_path, make):
-    base = make.tiny(tmp_path / "base")
+    base = make.short(tmp_path / "base")
     model = load_model(base, torch.float32)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
@@ -77,7 +77,7 @@ def test_a_weight_too_large_for_the_format_is_refused(tmp_path, make):
 
 
 def test_an_adapter_with_a_number_that_is_not_finite_is_refused(tmp_path, make):
-    model = make.adapted(make.tiny(tmp_path / "base"))
+    model = make.adapted(make.short(tmp_path / "base"))
     with torch.no_grad():
         next(w for n, w in model.named_parameters() if "lora_B" in n)[0, 0] = float("nan")
     with pytest.raises(ModelError, match="cannot be merged"):
@@ -85,7 +85,7 @@ def test_an_adapter_with_a_number_that_is_not_finite_is_refused(tmp_path, make):
 
 
 def test_headers_give_format_and_size(tmp_path, make):
-    base = make.tiny(tmp_path / "base")
+    base = make.short(tmp_path / "base")
     tensors = stored_tensors(base.dir)
     loaded = load_file(base.dir / "model.safetensors")
     assert {name: t.numel for name, t in tensors.items()} == {

@@ -6,10 +6,8 @@ import copy
 
 import pytest
 
-from tunesmith.config import ModelConfig
 from tunesmith.errors import ModelError
 from tunesmith.models.chat import ChatRenderer
-from tunesmith.models.load import load_tokenizer, resolve_base
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}<|sep|>\n\n"
@@ -35,8 +33,8 @@ TALK = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(resolve_base(ModelConfig()))
+def tokenizer(embedded_tokenizer):
+    return embedded_tokenizer
 
 
 def with_template(tokenizer, template):

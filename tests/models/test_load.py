@@ -15,10 +15,11 @@ from tunesmith.models.load import load_model, load_tokenizer, resolve_base
 
 
 @pytest.fixture(scope="module")
-def base():
-    return resolve_base(ModelConfig())
+def base(embedded_base):
+    return embedded_base
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_the_real_one_and_loads_without_quantisation(base):
     model = load_model(base, torch.float32)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
@@ -37,6 +38,7 @@ def test_a_copied_folder_is_the_same_model_and_a_changed_one_is_not(base, tmp_pa
     assert resolve_base(ModelConfig(base=str(copy))).sha256 != base.sha256
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_noticed_and_made_again(monkeypatch, tmp_path, base):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     place = tmp_path / "models" / base.dir.parent.name
@@ -74,6 +76,7 @@ def test_pickled_weights_are_refused(tmp_path):
     assert "pytorch_model.bin" in caught.value.why
 
 
+@pytest.mark.slow
 def test_a_model_that_lacks_a_weight_is_refused_not_filled_at_random(base, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import ModelError
 from tunesmith.models import nf4
+from tunesmith.models.half import HalfLinear
 from tunesmith.models.load import BaseModel, load_model
 from tunesmith.models.nf4 import Nf4Linear, dynamic_code
 from tunesmith.models.quantised import Nf4Format, load_nf4, original_weights, quantise_linears
@@ -58,7 +59,6 @@ def test_codes_scales_and_dense_weights_are_those_recorded_of_bitsandbytes(case)
     }
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), double_quant=st.booleans(), spread=st.floats(1e-6, 1e3))
 def test_codes_scales_and_dense_weights_equal_the_installed_bitsandbytes(
     seed, double_quant, spread
@@ -71,7 +71,6 @@ def test_codes_scales_and_dense_weights_equal_the_installed_bitsandbytes(
 
 
 @given(st.integers(0, 2**31), st.sampled_from([32, 64, 128]), st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
 def test_no_dense_weight_is_further_from_its_own_than_half_the_widest_step(seed, block, blocks):
     torch.manual_seed(seed)
     weight = torch.randn(blocks, block) * 0.1
@@ -177,7 +176,7 @@ def test_a_layer_that_is_no_whole_number_of_blocks_stays_dense(tmp_path):
     base = saved(tmp_path, hidden_size=60, intermediate_size=64, **heads)
     model = load_nf4(base, torch.float32, Nf4Format())
     attention = model.model.layers[0].self_attn
-    assert type(attention.q_proj) is torch.nn.Linear  # 3,600 weights
+    assert isinstance(attention.q_proj, HalfLinear)  # 3,600 weights
     assert type(model.model.layers[0].mlp.up_proj) is Nf4Linear  # 3,840
     assert torch.isfinite(logits(model)).all()
 

@@ -10,11 +10,10 @@ import time
 
 import pytest
 
-from tunesmith.config import ModelConfig, recipe_from
+from tunesmith.config import recipe_from
 from tunesmith.engine import Chunk
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.embedded import embedded_gguf
-from tunesmith.models.load import load_tokenizer, resolve_base
 from tunesmith.serve import Gateway
 from tunesmith.serve.admission import Admission
 from tunesmith.serve.keys import Keys
@@ -124,8 +123,8 @@ def _until():
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return load_tokenizer(resolve_base(ModelConfig()))
+def tokenizer(embedded_tokenizer):
+    return embedded_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.serve.admission import Admission
@@ -101,7 +101,6 @@ def test_a_slot_that_is_handed_to_a_waiter_who_just_left_is_passed_on():
     assert asyncio.run(scenario()) == (0, 0)
 
 
-@settings(deadline=None)
 @given(
     slots=st.integers(1, 3),
     queue=st.integers(0, 3),

@@ -23,6 +23,8 @@ from tunesmith.serve import Gateway, create_key
 from tunesmith.serve.listening import listen
 from tunesmith.store import Artifact, Run
 
+pytestmark = pytest.mark.slow
+
 ASK = [{"role": "user", "content": "Name three colours."}]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -114,3 +115,59 @@ def test_peak_memory_is_not_that_of_the_program_that_started_this_one():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert peak_rss_bytes() > len(held)
     assert int(found.stdout) < len(held) // 2
+
+
+def test_a_full_disk_reaches_the_caller_and_never_makes_it_wait(tmp_path):
+    """A thousand points to a device that is always full: an error, not a queue that nobody empties."""
+    recorder = Recorder(EventLog(tmp_path / "events.jsonl"), tmp_path / "board")
+    (board,) = (tmp_path / "board").iterdir()
+    recorder._board.close()
+    recorder._board._writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+
+    def record_many() -> None:
+        with recorder:
+            for step in range(1000):
+                recorder.record("step", step, {LOSS: 1.5})
+
+    with pytest.raises(OSError, match="No space left"):
+        record_many()
+    assert board.exists()
+
+
+def test_an_error_in_flight_is_not_replaced_by_one_of_closing(tmp_path):
+    recorder = Recorder(EventLog(tmp_path / "events.jsonl"), tmp_path / "board")
+    recorder._board.close()
+    recorder._board._writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+
+    def fail() -> None:
+        with recorder:
+            recorder.record("step", 1, {LOSS: 1.5})
+            raise KeyError("what happened")
+
+    with pytest.raises(KeyError, match="what happened"):
+        fail()
+
+
+def test_curves_of_two_attempts_can_be_read_and_the_later_one_hides_what_it_does_again(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    for first in (0, 2):
+        log = EventLog(tmp_path / "events.jsonl")
+        with Recorder(log, tmp_path / "board" / str(first), first_step=first) as recorder:
+            recorder.record("step", first + 1, {LOSS: 1.5})
+    events = []
+    for board in sorted((tmp_path / "board").glob("*/*")):
+        data = board.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            events.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    kinds = [(e.file_version, e.step, [v.tag for v in e.summary.value]) for e in events]
+    assert kinds == [
+        ("brain.Event:2", 0, []),
+        ("", 1, [LOSS]),
+        ("brain.Event:2", 0, []),
+        ("", 3, []),
+        ("", 3, [LOSS]),
+    ]
+    assert events[3].session_log.status == SessionLog.START

@@ -1,4 +1,4 @@
-"""A tiny random Llama with the real tokenizer, and a small sealed dataset."""
+"""A tiny random Llama with the short tokenizer, and a small sealed dataset."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.config import ModelConfig
-from tunesmith.models.load import load_tokenizer, resolve_base, save_model
+from tunesmith.models.load import save_model
 from tunesmith.store import Artifact, Run
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return load_tokenizer(resolve_base(ModelConfig()))
+def tokenizer(short_tokenizer):
+    return short_tokenizer
 
 
 @pytest.fixture(scope="session")

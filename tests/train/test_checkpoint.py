@@ -148,6 +148,21 @@ def test_prune_keeps_the_newest(tmp_path):
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000010"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "rates"),
+    [
+        # cos(0), cos(pi/4), cos(pi/2) and cos(3 pi/4), each halved and raised by a half.
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_each_schedule_has_its_shape(shape, rates):
+    config = OptimizerConfig(learning_rate=1.0, warmup_ratio=1 / 3, schedule=shape)
+    found = [learning_rate(config, step, 6) for step in range(6)]
+    assert found == pytest.approx(rates, abs=1e-6)
+
+
 @given(
     total=st.integers(1, 500),
     warmup=st.floats(0, 0.99),

@@ -113,6 +113,45 @@ def test_a_stop_between_micro_batches_leaves_the_state_after_the_last_whole_step
         assert torch.equal(weight, straight.parameters[name])
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"fast": False},
+        {"activation_checkpointing": 2},
+        {"method": {"kind": "qlora", "rank": 2, "block_size": 32}},
+        {"method": {"kind": "full"}},
+        {"method": {"kind": "full"}, "optimizer": {"max_grad_norm": None, "in_backward": "on"}},
+    ],
+    ids=str,
+)
+def test_a_stop_inside_of_a_micro_batch_leaves_the_state_after_the_last_whole_step(
+    base, rows, train
+):
+    """At every layer, forward and backward, one after the other; then the step is done as if never begun."""
+    settings = {"batch_tokens": 256, "micro_batch_tokens": 256, **train}
+    session, straight = session_of(base, rows, **settings), session_of(base, rows, **settings)
+    session.train_step()
+    straight.train_step()
+    before = {name: tensor.clone() for name, tensor in session.state()[0].items()}
+    stops = 0
+    for checks in range(100):
+        try:
+            session.train_step(StopsAfter(checks).check)
+        except Stopped:
+            stops += 1
+        else:
+            break
+        after = session.state()[0]
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(p.grad is None or not p.grad.any() for p in session.parameters.values())
+    is_in_backward = "optimizer" in train
+    assert stops >= (3 if is_in_backward else 4)  # the micro batch, two layers, and their way back
+    straight.train_step()
+    for name, weight in session.parameters.items():
+        assert torch.equal(weight, straight.parameters[name])
+
+
 @pytest.mark.slow
 def test_a_stop_in_a_validation_saves_and_the_validation_is_made_up_for(
     tmp_path, base, rows, monkeypatch
@@ -228,18 +267,21 @@ def test_a_real_full_disk_stops_training_and_with_more_room_it_goes_on(tmp_path,
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-RISING = {
-    "optimizer": {"learning_rate": 2.0, "schedule": "constant", "warmup_ratio": 0.0},
-    "max_steps": 3,
-    "validate_every_steps": 1,
-}
-"""So high a rate that the last validation is not the best."""
+def rising(folder: Path, base: Path, rows: Artifact) -> tuple[dict, Artifact]:
+    """Settings, and the run that they make, of so high a rate that the last validation is not the best."""
+    for rate in (5.0, 20.0, 2.0, 50.0):
+        optimizer = {"learning_rate": rate, "schedule": "constant", "warmup_ratio": 0.0}
+        settings = {"optimizer": optimizer, "max_steps": 3, "validate_every_steps": 1}
+        made = train(folder / str(rate), rows, values(base, **settings))
+        if made.facts["best_step"] < made.facts["steps"]:
+            return settings, made
+    raise AssertionError("every rate went down to the end")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_best_checkpoint_is_kept_and_sealed_when_asked(tmp_path, base, rows, capsys, damaged):
-    last = train(tmp_path / "last", rows, values(base, **RISING))
+    settings, last = rising(tmp_path / "last", base, rows)
     facts = last.facts
     assert facts["sealed"] == "last"
     assert facts["sealed_step"] == facts["steps"]
@@ -249,7 +291,7 @@ def test_the_best_checkpoint_is_kept_and_sealed_when_asked(tmp_path, base, rows,
     losses = {step: loss for step, loss in validation if step > 0}
     assert facts["best_validation_loss"] == min(losses.values()) == losses[facts["best_step"]]
 
-    place, recipe = tmp_path / "best", values(base, **RISING, keep="best")
+    place, recipe = tmp_path / "best", values(base, **settings, keep="best")
     failpoints.arm("trained-begin=enospc")  # stops after the last step, before the seal
     with pytest.raises(StorageError):
         train(place, rows, recipe)
@@ -265,7 +307,7 @@ def test_the_best_checkpoint_is_kept_and_sealed_when_asked(tmp_path, base, rows,
     assert best.facts["sealed_step"] == facts["best_step"]
     assert best.facts["validation_loss"] == min(losses.values())
     assert adapter(best) != adapter(last)
-    shorter = session_of(base, rows, **RISING)
+    shorter = session_of(base, rows, **settings)
     for _ in range(facts["best_step"]):
         shorter.train_step()
     from safetensors.torch import load_file

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.train import fast
@@ -125,7 +124,6 @@ def close(found, wanted, dtype):
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["kernels", "torch"])
-@settings(max_examples=25, deadline=None)
 @given(batch=trees(), shape=st.sampled_from(SHAPES), data=st.data())
 def test_attention_on_any_tree_equals_its_definition(plain, batch, shape, data):
     if not plain and why_not():
@@ -318,13 +316,9 @@ def test_a_compiler_that_fails_leaves_nothing_behind_and_says_why(monkeypatch, t
         kernels._load.cache_clear()
 
 
-@pytest.mark.parametrize(("one", "two"), list(itertools.combinations(range(4), 2)))
-def test_a_layout_lists_ancestors_root_first_and_heirs_at_any_depth(one, two):
+def test_a_layout_lists_ancestors_root_first():
     layout = plan_layout(a_tree([-1, 0, 1, 0], [3, 4, 5, 6]))
-    assert layout.ancestors(2) == (0, 1)
-    heirs = [layout.heirs[layout.heirs_at[s] : layout.heirs_at[s + 1]].tolist() for s in range(4)]
-    assert heirs == [[1, 2, 3], [2], [], []]
-    assert (one in layout.ancestors(two)) == (two in heirs[one])
+    assert [layout.ancestors(segment) for segment in range(4)] == [(), (0,), (0, 1), (0,)]
 
 
 @needs_kernels

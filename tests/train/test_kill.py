@@ -40,12 +40,29 @@ PREPARED = {
 """A recipe that computes much before its first step."""
 
 
-def is_prepared(name: str) -> bool:
-    return name.startswith(("references-", "trunk-", "straight-prepared"))
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "prepared": PREPARED,
+    "dpo": {"max_steps": 8, "objective": {"kind": "dpo"}},
+    "qlora": {"max_steps": 8, "method": {"kind": "qlora", "rank": 2, "block_size": 32}},
+    "trunk": {
+        "max_steps": 8,
+        "method": {"kind": "lora", "rank": 2, "layers": 1},
+        "trunk_cache": "disk",
+    },
+}
+"""Recipes that are killed, by what is different in them. A run's name begins with its kind."""
+KILLS_OF_A_KIND = 6
+
+
+def kind_of(name: str) -> str:
+    if name.startswith(("references-", "trunk-batch", "trunk-states")):
+        return "prepared"
+    return next((kind for kind in KINDS if name.startswith(f"{kind}:")), "plain")
 
 
 def straight_of(name: str) -> str:
-    return "straight-prepared" if is_prepared(name) else "straight"
+    return f"{kind_of(name)}:straight"
 
 
 class Server:
@@ -72,7 +89,8 @@ class Server:
         if not place.exists() and straight.exists():
             for data in straight.glob("data-*"):
                 shutil.copytree(data, place / "kill" / data.name)
-        rows, changes = ("pairs.jsonl", PREPARED) if is_prepared(name) else ("rows.jsonl", {})
+        changes = KINDS[kind_of(name)]
+        rows = "pairs.jsonl" if "objective" in changes else "rows.jsonl"
         return {
             "name": "kill",
             "workspace": str(place),
@@ -124,9 +142,9 @@ def server(tmp_path_factory) -> Iterator[Server]:
         )
         with process:
             found = Server(process, folder, base)
-            first = found.ask(values=found.values("straight"))
+            first = found.ask(values=found.values(straight_of("plain:")))
             assert first["code"] == 0, (folder / "server.err").read_text()
-            found.run("straight-prepared")
+            found.run(straight_of("prepared:"))
             yield found
     assert process.returncode == 0
     shutil.rmtree(folder)
@@ -181,3 +199,21 @@ def test_killed_at_random_moments_a_run_goes_on_and_ends_the_same(server):
         assert_ends_like_the_straight_run(server, name)
         shutil.rmtree(server.folder / name)
     assert in_training >= LEAST_IN_TRAINING
+
+
+@pytest.mark.parametrize("kind", ["dpo", "qlora", "trunk"])
+def test_killed_at_random_moments_every_kind_of_run_goes_on_and_ends_the_same(server, kind):
+    draw = random.Random(11)
+    whole = server.run(straight_of(f"{kind}:"))["cpu_seconds"]
+    unsealed = 0
+    for kill in range(KILLS_OF_A_KIND):
+        name = f"{kind}:{kill}"
+        # One in each part of the run, so that no part of it is left out.
+        at = (kill + draw.random()) / KILLS_OF_A_KIND * whole
+        server.run(name, code=ANY, cpu_seconds=at)
+        place = train_dir(server, name)
+        unsealed += place is not None and not (place / "manifest.json").exists()
+        server.run(name)
+        assert_ends_like_the_straight_run(server, name)
+        shutil.rmtree(server.folder / name)
+    assert unsealed >= KILLS_OF_A_KIND // 2

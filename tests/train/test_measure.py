@@ -33,6 +33,12 @@ def test_the_smallest_setting_within_five_percent_wins():
     assert measure.smallest_near_best({1: 1.0, 2: 0.94}) == 2
 
 
+def test_who_wants_little_memory_waits_a_little_longer():
+    seconds = {256: 1.2, 512: 1.08, 1024: 1.0}
+    assert measure.smallest_near_best(seconds) == 1024
+    assert measure.smallest_near_best(seconds, measure.NEAR_FOR_LITTLE_MEMORY) == 512
+
+
 @given(figures)
 def test_no_smaller_setting_is_as_good(seconds):
     chosen = measure.smallest_near_best(seconds)
@@ -63,9 +69,10 @@ def test_sizes_whose_steps_hold_far_fewer_rows_are_left_out():
     assert measure.sensible({256: 20, 512: 11, 1024: 10}) == [512, 1024]
 
 
+@pytest.mark.parametrize("is_widened", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_large_models_layer_is_timed_scaled_down(precision):
-    clock = measure.LayerClock(SHAPES["Qwen2.5-7B"], precision, "cpu")
+def test_a_large_models_layer_is_timed_scaled_down(precision, is_widened):
+    clock = measure.LayerClock(SHAPES["Qwen2.5-7B"], precision, "cpu", is_widened)
     assert sum(weight.numel() for weight in clock.weights) < 1.5 * measure.ENTRIES
     assert clock.share > 50
     assert clock.tokens(8) > 0

@@ -92,6 +92,14 @@ def test_what_fit_settled_is_what_is_proved(tiny_base, dataset, tmp_path):
     report = prove(recipe, dataset, tmp_path, rooms, only=("build",), spelled="my.yaml")
     assert statuses({proof.name: proof for proof in report.proofs})["build"] == "green"
     assert report.facts["method"] == "qlora"
+    roomy = proved(tiny_base, dataset, tmp_path, "longest", fit=True, memory_gib=100)
+    assert roomy["longest"].status == "green"
+    ballast = torch.ones(2**28)  # 1 GiB that no formula knows of
+    tight = proved(tiny_base, dataset, tmp_path, "longest", fit=True, memory_gib=1)
+    del ballast
+    assert tight["longest"].status == "red"
+    assert "the ladder so far" in tight["longest"].detail
+    assert tight["build"].status == "green"
 
 
 @pytest.mark.slow

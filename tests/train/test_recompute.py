@@ -35,7 +35,9 @@ def grads_and_kept(model, batch):
 
 
 @pytest.mark.parametrize("path", ["fast", "plain"])
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma2"])
+@pytest.mark.parametrize(
+    "family", ["Llama", "Qwen2", pytest.param("Gemma2", marks=pytest.mark.slow)]
+)
 def test_gradients_are_bit_equal_and_each_level_keeps_less(family, path):
     model = model_of(family, path)
     batch = tiny.one_batch(tiny.some_rows())

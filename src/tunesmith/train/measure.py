@@ -35,6 +35,8 @@ __all__ = [
 
 NEAR = 1.05
 """What is within 5 % of the best is as good: the smaller setting leaves more to others."""
+NEAR_FOR_LITTLE_MEMORY = 1.10
+"""The same for QLoRA: who rounds weights to save memory would rather wait a little than need more."""
 LEAST, MOST = 256, 4_096
 """Micro batches that are tried. Smaller ones spend their time on kernel starts, larger ones only memory."""
 THREAD_TOKENS = 512
@@ -61,9 +63,9 @@ def micro_batch_sizes(batch_tokens: int) -> list[int]:
     return sorted({min(divisors, key=lambda n: abs(math.log2(n / size))) for size in wanted})
 
 
-def smallest_near_best(seconds: Mapping[int, float]) -> int:
-    """The smallest setting whose time is within 5 % of the least."""
-    limit = NEAR * min(seconds.values())
+def smallest_near_best(seconds: Mapping[int, float], near: float = NEAR) -> int:
+    """The smallest setting whose time is at most `near` times the least."""
+    limit = near * min(seconds.values())
     return min(setting for setting, time_taken in seconds.items() if time_taken <= limit)
 
 
@@ -92,14 +94,15 @@ class LayerClock:
 
     Args:
         shape: the model.
-        precision: number format of weights and activations.
+        precision: number format of the products.
         device: where.
+        is_widened: weights are kept in 16 bits (or 4) and made dense for each product.
     """
 
-    def __init__(self, shape: Shape, precision: str, device: str) -> None:
+    def __init__(self, shape: Shape, precision: str, device: str, is_widened: bool = False) -> None:
         import torch
 
-        self.device = device
+        self.device, self.is_widened = device, is_widened
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         small = _scaled(shape)
         self.share = sum(rows * columns for rows, columns in shape.products) / sum(
@@ -108,6 +111,8 @@ class LayerClock:
         d, q, k, f = small.hidden, small.query_width, small.key_width, small.feed_forward
         sizes = ((d, q + 2 * k), (q, d), (d, 2 * f), (f, d))
         self.weights = [self._ones(columns, rows) for rows, columns in sizes]
+        if is_widened:
+            self.weights = [weight.bfloat16() for weight in self.weights]
         self.width, self.gate_width = d, f
 
     def tokens(self, count: int) -> float:
@@ -116,8 +121,8 @@ class LayerClock:
         self._wait()
         began = time.perf_counter()
         for x, weight in zip(inputs, self.weights, strict=True):
-            y = x @ weight.t()
-            y @ weight
+            y = x @ self._dense(weight).t()
+            y @ self._dense(weight)
         self._element_wise(inputs[0], count)
         self._wait()
         return (time.perf_counter() - began) * self.share
@@ -140,6 +145,9 @@ class LayerClock:
             x = x * 0.5 + x
             gate = torch.nn.functional.silu(gate) * up
             up = up * gate
+
+    def _dense(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.dtype) if self.is_widened else weight
 
     def _ones(self, rows: int, columns: int) -> torch.Tensor:
         import torch

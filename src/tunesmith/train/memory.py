@@ -134,7 +134,7 @@ def rehearse(session: Session, keep: Recompute | None = None) -> Rehearsal:
             less memory is free now. The gradients are the same to the bit on a CPU.
 
     Raises:
-        CapacityError: it does not fit, by the prediction (then it is not run) or by the measurement.
+        StepTooLarge: it does not fit, by the prediction (then it is not run) or by the measurement.
         ConfigError: more layers are to be computed again than can be.
     """
     _refuse_too_many(session)
@@ -149,8 +149,7 @@ def rehearse(session: Session, keep: Recompute | None = None) -> Rehearsal:
             recompute = Recompute(max(keep.mlp, recompute.mlp), max(keep.whole, recompute.whole))
         predicted = estimate.need(recompute, positions)
         if predicted > budget:
-            how = "predicted from a small trial"
-            raise _shortage(session, estimate, recompute).error(predicted, how)
+            raise _shortage(session, estimate, recompute).error(predicted, "predicted")
         _mark(session, recompute)
         with _peak(plan.device) as peak:
             _run(session, batch)
@@ -191,10 +190,14 @@ def _refuse_too_many(session: Session) -> None:
 
 
 def longest_batch(plan: TrainPlan) -> MicroBatch:
-    """The micro batch of the first epoch with most positions, and most trained ones among those."""
-    batches = (
-        b for index in range(plan.steps_by_epoch[0]) for b in plan.step_at(index).micro_batches
-    )
+    """The micro batch of the first epoch with most positions, and most trained ones among those.
+
+    Of all epochs where one has a single step: its only micro batch is also its last, whose size may
+    differ by epoch.
+    """
+    first = plan.steps_by_epoch[0]
+    steps = range(first if first > 1 else sum(plan.steps_by_epoch))
+    batches = (b for index in steps for b in plan.step_at(index).micro_batches)
     return max(batches, key=lambda b: (b.positions, b.head_positions.size))
 
 
@@ -264,7 +267,8 @@ def kept_bytes(forward: Callable[[], Tensor], model: Any) -> int:
     def pack_tensor(tensor: Tensor) -> Tensor:
         if place(tensor) not in own:
             kept[place(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+        # Without its history: a layer's own output would hold the layer, and nothing would be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda tensor: tensor):
         loss = forward()

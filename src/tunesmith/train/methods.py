@@ -40,13 +40,19 @@ METHODS = Table(
 
 
 def load_base(base: BaseModel, dtype: torch.dtype, config: Any) -> Any:
-    """The base model as the method trains on it: with NF4 linear layers for QLoRA, else whole.
+    """The base model as the method trains on it.
+
+    QLoRA has NF4 linear layers. Other frozen weights are kept as `models.frozen` says.
 
     Raises:
         ModelError: unknown architecture, or damaged or missing weights.
     """
-    if not isinstance(config, QloraMethod):
+    if isinstance(config, FullMethod):
         return load_model(base, dtype)
+    if not isinstance(config, QloraMethod):
+        from tunesmith.models.frozen import load_frozen
+
+        return load_frozen(base, dtype)
     from tunesmith.models.quantised import Nf4Format, load_nf4
 
     return load_nf4(base, dtype, Nf4Format(config.block_size, config.double_quant))

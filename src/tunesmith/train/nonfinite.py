@@ -46,7 +46,8 @@ class NotFinite(TrainingError):
     """The loss or a gradient is not finite.
 
     The weights are as before the step. With an optimizer in the backward pass those nearer to the
-    output than the first gradient that is not finite are updated already, and no other is.
+    output than the first gradient that is not finite are updated already, and no other is: the loop
+    takes that back by its last checkpoint.
     """
 
     def __init__(self, failure: Failure, lines: Sequence[int]) -> None:
@@ -277,7 +278,11 @@ def _counts(value: torch.Tensor) -> tuple[int, int, float]:
 def _bad_weights(model: Any) -> Iterator[str]:
     named = 0
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not _is_finite(parameter.detach()):
+        # A weight that is kept in 16 bits is held as integers, and `narrow` is its numbers.
+        layer = model.get_submodule(name.rpartition(".")[0])
+        value = getattr(layer, "narrow", None)
+        value = parameter.detach() if value is None else value
+        if value.is_floating_point() and not _is_finite(value):
             yield name
             named += 1
             if named == WEIGHTS_NAMED:

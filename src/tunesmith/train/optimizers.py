@@ -233,7 +233,7 @@ def _bitsandbytes() -> Any:
     except ModuleNotFoundError as error:
         raise EnvironmentProblem(
             "train.optimizer.kind = adamw_8bit needs bitsandbytes, which is not installed",
-            fix="pip install bitsandbytes, or set train.optimizer.kind to adamw",
+            fix="pip install 'tunesmith[8bit]', or set train.optimizer.kind to adamw",
         ) from error
 
 

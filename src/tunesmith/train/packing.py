@@ -4,8 +4,8 @@ A row of n tokens takes n - 1 positions: its last token is only ever a label, an
 nothing before it can see it. Rows keep apart as segments (position numbers restart, attention and
 labels never cross), so a packed batch has the loss and the gradients of its rows one by one.
 Shapes stay few because every micro batch has `micro_batch_tokens` positions, padded at its end;
-only what is longer than that (a row, or rows that belong together) gets a micro batch of two,
-four, ... times as many.
+what is longer than that (a row, or rows that belong together) gets a micro batch of two, four, ...
+times as many, and the last one, which nothing is left to fill, as many eighths as it needs.
 
 Tokens that rows begin with alike stand once, as a segment that others go on from (see `tree.py`):
 those of all rows (the template's system prompt) in every micro batch, those of some rows (the

@@ -1,9 +1,7 @@
 """A failure record: what is needed to run the micro batch again whose loss or gradient was not finite.
 
 It is a folder of safetensors and JSON, hashed, written whole or not at all: the trained weights and
-the random state before the micro batch, its arrays, and what identifies the base model. With an
-optimizer in the backward pass the weights are those after it: the ones nearer to the output than the
-gradient that is not finite were updated before that was met.
+the random state before the micro batch, its arrays, and what identifies the base model.
 """
 
 from __future__ import annotations
@@ -67,11 +65,19 @@ class FailureRecord:
         return finding_of(self.facts["finding"])
 
 
-def explained(session: Session, found: NotFinite, folder: Path) -> NotFinite:
+def explained(
+    session: Session, found: NotFinite, folder: Path, *, taken_back: bool = False
+) -> NotFinite:
     """The error with the place where it began, and a failure record in `folder` that shows it again.
 
     Leaves the session without gradients; while it works all of them are held, also those that an
     optimizer in the backward pass would drop.
+
+    Args:
+        session: after the failed step.
+        found: what the step raised.
+        folder: for the record.
+        taken_back: updates that an optimizer made inside of the step are undone.
     """
     failure = found.failure
     model, is_training = session.model, failure.split == "train"
@@ -96,7 +102,7 @@ def explained(session: Session, found: NotFinite, folder: Path) -> NotFinite:
     except StorageError as error:
         seen = f"no failure record could be written ({error.why})"
     found.why = (
-        f"{_sentence(finding, session)}; the micro batch holds these lines of {failure.split}.jsonl: "
+        f"{_sentence(finding, session, taken_back)}; the micro batch holds these lines of {failure.split}.jsonl: "
         + ", ".join(map(str, lines))
     )
     found.fix = f"{_remedy(finding, session)}; {seen}"
@@ -246,11 +252,11 @@ def _lines_of(session: Session, split: str, batches: Sequence[Any]) -> list[int]
     return sorted({rows.rows[int(index)].line for batch in batches for index in batch.members})
 
 
-def _sentence(finding: Finding | None, session: Session) -> str:
-    if finding is None and session.plan.resources.in_backward:
+def _sentence(finding: Finding | None, session: Session, taken_back: bool) -> str:
+    if finding is None and session.plan.resources.in_backward and not taken_back:
         return (
             "run a second time it was finite: weights nearer to the output were updated by then, as "
-            "train.optimizer.in_backward has it"
+            "train.optimizer.in_backward has it, and no checkpoint was there to take that back"
         )
     if finding is None:
         return "run a second time it was finite: this machine does not compute the same thing twice"

@@ -15,6 +15,7 @@ from tunesmith.train import measure
 from tunesmith.train.ladder import (
     Situation,
     climb,
+    fitted,
     is_in_backward,
     known_shape,
     need_of,
@@ -24,7 +25,7 @@ from tunesmith.train.ladder import (
 from tunesmith.train.memory import memory_budget
 from tunesmith.train.packing import Step
 
-__all__ = ["LADDER_KEYS", "RESOURCE_KEYS", "Packed", "Resources", "check_sizes", "settle"]
+__all__ = ["RESOURCE_KEYS", "Packed", "Resources", "check_sizes", "settle"]
 
 RESOURCE_KEYS = (
     "precision",
@@ -79,7 +80,7 @@ class Resources:
             "precision": self.precision,
             "threads": self.threads,
             "micro_batch_tokens": self.micro_batch_tokens,
-            "fitted": _fitted(self.config),
+            "fitted": fitted(self.config) if self.config.fit else {},
             "measured": dict(self.measured),
         }
 
@@ -221,10 +222,13 @@ def _micro_batch(
     start = _situation(asked, shape, precision)
     fitting = [s for s in sizes if need_of(replace(start, micro_batch_tokens=s)) <= budget]
     sizes = fitting or sizes[:1]
-    clock = measure.LayerClock(shape, precision, asked.device)
+    kind = config.method.kind
+    is_widened = kind != "full" and precision == "fp32"
+    clock = measure.LayerClock(shape, precision, asked.device, is_widened)
     layer = measure.best_seconds(sizes, clock.tokens, seconds=MICRO_SECONDS)
     seconds = measure.epoch_seconds(layer, positions)
-    micro = measure.smallest_near_best(seconds)
+    near = measure.NEAR_FOR_LITTLE_MEMORY if kind == "qlora" else measure.NEAR
+    micro = measure.smallest_near_best(seconds, near)
     told.append(measure.told(seconds, micro, "tokens a micro batch"))
     measured["micro_batch_layer_milliseconds"] = measure.as_facts(layer)
     measured["micro_batch_positions"] = {str(size): positions[size] for size in sizes}
@@ -295,7 +299,7 @@ def _refuse_hopeless(asked: _Asked, at: Situation, budget: int) -> None:
             f"{budget / GIB:.2f} GiB",
             why=f"{asked.base.name} has {at.shape.parameters / 1e6:.0f} million weights, trained by "
             f"{asked.config.method.kind} in {at.precision}",
-            fix="--fit lowers settings one by one until it fits by the memory formula; or choose a smaller model "
+            fix="--fit lowers settings one by one until a step fits; or choose a smaller model "
             "(`tunesmith doctor` lists what fits here)",
         )
 
@@ -319,20 +323,6 @@ def _resources(
         checkpointing=config.activation_checkpointing,
         in_backward=is_in_backward(config, micro),
     )
-
-
-LADDER_KEYS = (
-    "micro_batch_tokens",
-    "activation_checkpointing",
-    "method",
-    "max_row_tokens",
-    "optimizer",
-)
-"""The settings of `train` that the ladder may change."""
-
-
-def _fitted(config: TrainConfig) -> dict[str, Any]:
-    return {key: config.model_dump(mode="json")[key] for key in LADDER_KEYS} if config.fit else {}
 
 
 def _kept(config: TrainConfig, chosen: Mapping[str, Any]) -> TrainConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,13 @@ from tunesmith.models.load import BaseModel
 from tunesmith.store import reach
 from tunesmith.train import fast, randomness
 from tunesmith.train.checkpoint import Checkpoint
-from tunesmith.train.identity import identity, refuse_another
+from tunesmith.train.identity import changes_of, conditions, identity, refuse_another
 from tunesmith.train.methods import METHODS, load_base, trainable
 from tunesmith.train.nonfinite import Failure, NotFinite
 from tunesmith.train.objectives import Measured, Objective, objective_of, total
 from tunesmith.train.plan import TrainPlan
 from tunesmith.train.schedule import learning_rate
-from tunesmith.train.stopping import Check, go_on
+from tunesmith.train.stopping import Check, checked, go_on
 from tunesmith.train.trunk_cache import TrunkCache, served
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tunesmith.train.memory import Rehearsal
 
-__all__ = ["ModelPlan", "Session", "build", "load_trainable"]
+__all__ = ["ModelPlan", "Session", "build", "load", "load_trainable"]
 
 WEIGHT = "weight."
 OPTIMIZER = "optimizer."
@@ -64,6 +64,17 @@ class Session:
     """What the longest micro batch took before the first step."""
     trunk: TrunkCache | None = None
     """The frozen layers' output of every row, when it is kept."""
+    changes: list[str] = field(default_factory=list)
+    """What an attempt had otherwise than the one before it, so that the last bits may differ."""
+
+    def prepare(self, folder: Path | None = None, check: Check = go_on) -> None:
+        """What the objective computes of the model as it is before the first step.
+
+        Args:
+            folder: keeps it for a resumed attempt.
+            check: called between micro batches; what it raises ends it.
+        """
+        self.objective.prepare(self.model, self.plan, folder, check)
 
     def train_step(self, check: Check = go_on) -> tuple[float, float, float]:
         """One optimizer step; returns the mean loss, gradient norm and learning rate.
@@ -71,8 +82,8 @@ class Session:
         The loss is a mean over what the objective counts: trained tokens, or pairs.
 
         Args:
-            check: called before each micro batch; what it raises abandons the step, and leaves the
-                weights and the random state as they were before it.
+            check: called before each micro batch and each layer; what it raises abandons the step, and
+                leaves the weights and the random state as they were before it.
 
         Raises:
             NotFinite: the loss or a gradient is not finite; the weights are as before the step, or as
@@ -90,7 +101,7 @@ class Session:
             for batch in step.micro_batches:
                 check()
                 reach("step-forward")
-                with served(self.trunk, batch):
+                with self._checked(check), served(self.trunk, batch):
                     parts.append(self.objective(self.model, batch, normaliser))
                 reach("step-gradients")
             norm = self._clip()
@@ -109,6 +120,16 @@ class Session:
         self.trained_tokens += step.trained_tokens
         self.figures = total(parts).means()
         return loss / normaliser, norm, rate
+
+    def _checked(self, check: Check) -> AbstractContextManager[None]:
+        # An optimizer inside of the backward pass would leave half of the weights updated.
+        return checked(self._layers, check, backward=not self.plan.resources.in_backward)
+
+    @cached_property
+    def _layers(self) -> list[Any]:
+        from tunesmith.train.fast.trunk import decoder_layers
+
+        return list(decoder_layers(self.model) or ())
 
     def _clip(self) -> float:
         """Norm of all gradients, before they are scaled down to the largest that is allowed."""
@@ -137,7 +158,7 @@ class Session:
         """Mean loss in nats over all validation rows: a trained token, or a pair.
 
         Args:
-            check: called before each micro batch; what it raises ends the validation.
+            check: called before each micro batch and each layer; what it raises ends the validation.
 
         Raises:
             NotFinite: it is not finite.
@@ -147,7 +168,7 @@ class Session:
             parts: list[Measured] = []
             for batch in self.plan.validation_batches():
                 check()
-                with served(self.trunk, batch, "validation"):
+                with self._checked(check), served(self.trunk, batch, "validation"):
                     parts.append(self.objective.evaluate(self.model, batch))
                 if not math.isfinite(batch_loss := parts[-1].loss):
                     random = randomness.capture()
@@ -177,6 +198,8 @@ class Session:
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds,
             "validation": self.validation,
+            "conditions": self.conditions,
+            "changes": self.changes,
         }
         return _apart(tensors), facts
 
@@ -205,6 +228,9 @@ class Session:
         self.validation = [
             (int(step), float(loss)) for step, loss in checkpoint.facts["validation"]
         ]
+        earlier = checkpoint.facts.get("conditions", {})
+        changes = changes_of(earlier, self.conditions, checkpoint.step)
+        self.changes = [*checkpoint.facts.get("changes", []), *changes]
 
     def restore_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put the trained weights of a checkpoint back, and nothing else."""
@@ -218,6 +244,14 @@ class Session:
     def identity(self) -> dict[str, Any]:
         """What this run is; a checkpoint is only for the run that has the same."""
         return identity(self.plan)
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What the last bits depend on beside the identity; a run may go on under others, and says so."""
+        from tunesmith.train.fast.swap import fast_path_of
+
+        path = fast_path_of(self.model)
+        return conditions(self.plan, "train.fast is false" if path is None else path.report.kernels)
 
     def best(self) -> tuple[int, float] | None:
         """Step and loss of the best validation after at least one step; the earliest of equal ones."""
@@ -238,21 +272,24 @@ class Session:
 
 
 def build(plan: TrainPlan, folder: Path | None = None, check: Check = go_on) -> Session:
+    """`load` and `Session.prepare`."""
+    session = load(plan, check)
+    session.prepare(folder, check)
+    return session
+
+
+def load(plan: TrainPlan, check: Check = go_on) -> Session:
     """Load the model, mark what is trained, put it on the fast path, and make its optimizer.
 
     Args:
         plan: what is trained.
-        folder: keeps what the objective computes before the first step, for a resumed attempt.
-        check: called when the model is loaded, and between the micro batches of that; what it raises
-            ends the building.
+        check: called when the model is loaded; what it raises ends the loading.
     """
     from tunesmith.train.optimizers import build_optimizer
 
     model, lines = load_trainable(ModelPlan.of(plan))
     check()
     parameters = dict(trainable(model))
-    objective = objective_of(plan.objective)
-    objective.prepare(model, plan, folder, check)
     return Session(
         plan,
         model,
@@ -261,7 +298,7 @@ def build(plan: TrainPlan, folder: Path | None = None, check: Check = go_on) -> 
             list(parameters.values()),
             in_backward=plan.resources.in_backward,
         ),
-        objective,
+        objective_of(plan.objective),
         parameters,
         lines,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from tunesmith.errors import InterruptedRun
 from tunesmith.models.memory import Recompute
 from tunesmith.store import MANIFEST, Artifact, Run, reach, storage_errors
 from tunesmith.telemetry import EventLog, Recorder, console, peak_rss_bytes, progress
-from tunesmith.train import checkpoint, curve, trunk_cache
+from tunesmith.train import checkpoint, curve, pace, trunk_cache
+from tunesmith.train.fitting import fitted_session
 from tunesmith.train.loop import GO_ON, fit
-from tunesmith.train.memory import rehearse
 from tunesmith.train.methods import save_trained
 from tunesmith.train.plan import TrainPlan, plan_training
 from tunesmith.train.quantised import quantised_base
-from tunesmith.train.session import Session, build
+from tunesmith.train.session import Session
 from tunesmith.train.stopping import Check, Stopped, stop_signal
 
 __all__ = ["TrainResult", "run"]
@@ -87,22 +88,58 @@ def _standing(at: Run) -> str:
 
 def _prepared(recipe: Recipe, at: Run, dataset: Artifact, check: Check) -> Session:
     """Everything before the first step, or before the first one of this attempt."""
-    choice = at.dir / CHOICE
+    choice, out = at.dir / CHOICE, console()
     chosen = json.loads(choice.read_text()) if at.resumed and choice.is_file() else None
-    plan = plan_training(recipe, dataset, chosen)
-    # Measured anew, a resumed run might choose otherwise and no longer equal the straight one.
-    at.write_json(CHOICE, plan.resources.as_choice() | _earlier_recompute(chosen))
-    out = console()
-    _say_plan(plan, out.print)
+
+    def plan_of(settled: Mapping[str, Any] | None) -> TrainPlan:
+        plan = plan_training(recipe, dataset, settled)
+        # Measured anew, a resumed run might choose otherwise and no longer equal the straight one.
+        at.write_json(CHOICE, plan.resources.as_choice() | _earlier_recompute(settled))
+        _say_plan(plan, out.print)
+        return plan
+
+    plan = plan_of(chosen)
     check()
-    session = build(plan, at.path(REFERENCES).parent, check)
-    _rehearse(session, at, chosen, out.print)
+    session = _fitted(plan, plan_of, at, _earlier_recompute(chosen).get("recompute"), check)
     check()
+    session.prepare(at.path(REFERENCES).parent, check)
     found = checkpoint.latest(at.dir / CHECKPOINTS) if at.resumed else None
     if found:
         session.restore(found)
-        out.print(f"going on after step {session.step} of {plan.total_steps}")
+        _say_standing(session, out.print)
     _keep_trunk(session, at, check)
+    return session
+
+
+def _say_standing(session: Session, say: Any) -> None:
+    say(f"going on after step {session.step} of {session.plan.total_steps}")
+    now = [line for line in session.changes if line.startswith(f"after step {session.step}: ")]
+    if now:
+        say(
+            "this attempt is not like the one before: its steps equal those of a run that was never "
+            "stopped within rounding, not to the last bit:"
+        )
+        for line in now:
+            say(f"  {line}", soft_wrap=True, markup=False)
+
+
+def _fitted(
+    plan: TrainPlan,
+    plan_of: Callable[[Mapping[str, Any] | None], TrainPlan],
+    at: Run,
+    kept: Sequence[int] | None,
+    check: Check,
+) -> Session:
+    """Rehearsed, so that memory runs out now or never."""
+    keep, has_begun = Recompute(*kept) if kept else None, checkpoint.is_any(at.dir / CHECKPOINTS)
+    say = partial(console().print, soft_wrap=True, markup=False)
+    session, rehearsal = fitted_session(plan, plan_of, say, keep, check, has_begun=has_begun)
+    recompute = rehearsal.recompute
+    at.write_json(
+        CHOICE,
+        session.plan.resources.as_choice() | {"recompute": [recompute.mlp, recompute.whole]},
+    )
+    say(rehearsal.line())
     return session
 
 
@@ -117,18 +154,6 @@ def _train(session: Session, at: Run, check: Check) -> None:
             total = session.plan.total_steps
             with progress("train", total, start=session.step, unit="steps") as bar:
                 fit(session, at.path(CHECKPOINTS), recorder, bar, check)
-
-
-def _rehearse(session: Session, at: Run, chosen: Mapping[str, Any] | None, say: Any) -> None:
-    """Run the longest micro batch, so that memory runs out now or never."""
-    kept = _earlier_recompute(chosen).get("recompute")
-    session.rehearsal = rehearse(session, Recompute(*kept) if kept else None)
-    recompute = session.rehearsal.recompute
-    at.write_json(
-        CHOICE,
-        session.plan.resources.as_choice() | {"recompute": [recompute.mlp, recompute.whole]},
-    )
-    say(session.rehearsal.line())
 
 
 def _earlier_recompute(chosen: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -154,6 +179,8 @@ def _say_plan(plan: TrainPlan, say: Any) -> None:
         f"{plan.base.name}, {plan.method.kind}, {plan.precision} on {plan.device} with {plan.threads} threads: "
         f"{len(plan.rows.rows)} rows, {tokens} tokens ({learned} trained), {plan.total_steps} steps"
     )
+    for line in pace.lines(plan):
+        say(line)
     for split, found in plan.proved.items():
         say(
             f"proved on all {found.rows} {split} rows: masks decode to the assistant's text and nothing "
@@ -170,7 +197,11 @@ def _say_plan(plan: TrainPlan, say: Any) -> None:
 
 def _run_facts(session: Session) -> dict[str, Any]:
     found = session.rehearsal
-    return _plan_facts(session.plan) | {"memory": asdict(found) if found else None}
+    return _plan_facts(session.plan) | {
+        "memory": asdict(found) if found else None,
+        "conditions": session.conditions,
+        "changed_on_resume": session.changes,
+    }
 
 
 def _plan_facts(plan: TrainPlan) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Any
 
-__all__ = ["Check", "StopSignal", "Stopped", "go_on", "stop_signal", "terminable"]
+__all__ = ["Check", "StopSignal", "Stopped", "checked", "go_on", "stop_signal", "terminable"]
 
 Check = Callable[[], None]
 """Called where work may be left: raises `Stopped` when a signal came."""
@@ -37,13 +38,36 @@ class StopSignal:
         os.write(2, b"\nstopping; press Ctrl-C again to stop without saving\n")
 
     def check(self) -> None:
-        """Called between micro batches.
+        """Called between micro batches and between their layers.
 
         Raises:
             Stopped: a signal came.
         """
         if self.wanted:
             raise Stopped(self.wanted)
+
+
+@contextmanager
+def checked(layers: Iterable[Any], check: Check, *, backward: bool = True) -> Iterator[None]:
+    """While the block runs, `check` is called before each layer, so that a long pass ends early.
+
+    What it raises comes out of the forward or backward pass, which then leaves half of its gradients.
+
+    Args:
+        layers: torch modules whose first argument is a tensor.
+        check: see `Check`.
+        backward: also where the backward pass leaves a layer. Not when weights change inside of it.
+    """
+
+    def before(_layer: Any, inputs: tuple[Any, ...]) -> None:
+        check()
+        if backward and inputs and inputs[0].requires_grad:
+            inputs[0].register_hook(lambda _gradient: check())
+
+    with ExitStack() as hooks:
+        for layer in layers if check is not go_on else ():
+            hooks.callback(layer.register_forward_pre_hook(before).remove)
+        yield
 
 
 @contextmanager

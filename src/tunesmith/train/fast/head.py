@@ -1,7 +1,8 @@
 """Head and cross-entropy on trained positions only, in chunks, with the gradient made at once.
 
 The head is frozen, so all that the backward pass needs is the gradient of the hidden states; it is
-made chunk by chunk in the forward pass and the logits are never kept.
+made chunk by chunk in the forward pass and the logits are never kept. A weight that is kept in 16
+bits is widened slab by slab of the vocabulary; the sums are those of an fp32 weight.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.models.half import slabs
 from tunesmith.train.fast.kernels import find_kernels
 
 __all__ = ["PLAIN", "LogitForm", "head_logps", "head_loss", "weighted_head_loss"]
@@ -53,8 +55,8 @@ def head_loss(
 ) -> Tensor:
     """Sum of cross-entropies in nats over `normaliser`, a scalar.
 
-    hidden (n, d), weight (vocabulary, d) frozen, positions (k,) into hidden, labels (k,); a negative
-    label counts nothing. The arithmetic on logits is fp32.
+    hidden (n, d), weight (vocabulary, d) frozen, in the type of hidden or in 16 bits, positions (k,)
+    into hidden, labels (k,); a negative label counts nothing. The arithmetic on logits is fp32.
     """
     shares = torch.full(labels.shape, 1.0 / normaliser, device=labels.device)
     return weighted_head_loss(hidden, weight, (positions, labels, shares), form)
@@ -124,7 +126,9 @@ def _chunked(
     losses = hidden.new_empty(labels.shape, dtype=torch.float32)
     for start in range(0, rows.shape[0], CHUNK_ROWS):
         part = slice(start, min(start + CHUNK_ROWS, rows.shape[0]))
-        chunk = torch.mm(rows[part], weight.t(), out=logits[: part.stop - start])
+        chunk = logits[: part.stop - start]
+        for columns, slab in slabs(weight, chunk.dtype):
+            torch.mm(rows[part], slab.t(), out=chunk[:, columns])
         into = None if grad is None or shares is None else (shares[part], grad[part])
         losses[part] = _chunk_losses(chunk, weight, labels[part], form, into)
     return losses
@@ -148,7 +152,7 @@ def _chunk_losses(
         sizes = (labels.numel(), logits.shape[1], int(into is not None))
         kernels("cross_entropy", logits, labels, shares, losses, *sizes)
         if into is not None:
-            torch.mm(logits, weight, out=into[1])
+            _back(logits, weight, into[1])
         return losses
     targets, counted = labels.clamp_min(0)[:, None], (labels >= 0).float()
     scores, slope = form.of(logits)
@@ -163,5 +167,14 @@ def _chunk_losses(
         scores.scatter_add_(1, targets, -share)
         if slope is not None:
             scores.mul_(slope)
-        torch.mm(scores.to(weight.dtype), weight, out=into[1])
+        _back(scores.to(into[1].dtype), weight, into[1])
     return losses
+
+
+def _back(dlogits: Tensor, weight: Tensor, out: Tensor) -> None:
+    """The gradient of the hidden states, (rows, d), from that of the logits."""
+    for columns, slab in slabs(weight, out.dtype):
+        if columns.start == 0:
+            torch.mm(dlogits[:, columns], slab, out=out)
+        else:
+            out.addmm_(dlogits[:, columns], slab)

@@ -34,7 +34,7 @@ SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 class TreeStruct(ctypes.Structure):
-    """`Tree` of attention.cpp, field by field."""
+    """`Tree` of tree.h, field by field."""
 
     _fields_ = (
         ("positions", ctypes.c_int64),
@@ -42,17 +42,16 @@ class TreeStruct(ctypes.Structure):
         ("key_heads", ctypes.c_int64),
         ("dim", ctypes.c_int64),
         ("used", ctypes.c_int64),
+        ("segments", ctypes.c_int64),
         ("start", ctypes.c_void_p),
         ("length", ctypes.c_void_p),
         ("chain_at", ctypes.c_void_p),
         ("chain", ctypes.c_void_p),
-        ("heirs_at", ctypes.c_void_p),
-        ("heirs", ctypes.c_void_p),
-        ("query_units", ctypes.c_void_p),
-        ("key_units", ctypes.c_void_p),
-        ("query_unit_count", ctypes.c_int64),
-        ("key_unit_count", ctypes.c_int64),
+        ("shared_at", ctypes.c_void_p),
+        ("units", ctypes.c_void_p),
+        ("unit_count", ctypes.c_int64),
         ("longest_row", ctypes.c_int64),
+        ("shared_rows", ctypes.c_int64),
         ("scale", ctypes.c_float),
     )
 
@@ -155,6 +154,8 @@ def _compile(folder: Path) -> None:
             )
         finally:
             os.environ["PATH"] = path
+        # The loader numbers what it builds under one name with other flags in the same process.
+        os.replace(next(Path(place).glob(f"{NAME}*.so")), Path(place) / f"{NAME}.so")
         os.replace(place, folder)
         Path(place).mkdir()  # the context removes it
 

@@ -5,7 +5,8 @@ A position sees its own segment up to itself and every position of its segment's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +15,8 @@ from tunesmith.train.packing import Ints, MicroBatch
 
 __all__ = ["AttentionShape", "Layout", "plan_layout"]
 
-QUERIES_A_UNIT = 256
-KEYS_A_UNIT = 64
+QUERIES_A_UNIT = 128
+"""Most queries of one unit of work of the attention kernels."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Layout:
-    """Segments with their ancestors and heirs, and the units of work of the attention kernels.
+    """Segments with their ancestors, and the units of work of the attention kernels.
 
     Lists of lists are flat: those of segment s are `chain[chain_at[s] : chain_at[s + 1]]`.
     """
@@ -57,13 +58,12 @@ class Layout:
     chain_at: Ints = field(repr=False)
     chain: Ints = field(repr=False)
     """Ancestors, root first."""
-    heirs_at: Ints = field(repr=False)
-    heirs: Ints = field(repr=False)
-    """Segments that continue one, at any depth."""
-    query_units: Ints = field(repr=False)
+    units: Ints = field(repr=False)
     """(units, 3): segment, first and end query inside of it; the largest work first."""
-    key_units: Ints = field(repr=False)
-    """(units, 3): segment, first and end key inside of it; the largest work first."""
+    shared_at: Ints = field(repr=False)
+    """(segments,) Where a segment whose keys several units read begins in their list of positions; -1: one reads it."""
+    shared_rows: int
+    """Positions of those segments together."""
 
     @property
     def longest_row(self) -> int:
@@ -76,25 +76,16 @@ class Layout:
 
 
 def plan_layout(batch: MicroBatch) -> Layout:
-    """Ancestors, heirs and units of the segments of one batch."""
+    """Ancestors and units of the segments of one batch."""
     starts, lengths = batch.segment_starts, batch.segment_lengths
     chains: list[list[int]] = []
-    heirs: list[list[int]] = [[] for _ in range(starts.size)]
-    for segment, parent in enumerate(batch.segment_parents.tolist()):
+    for parent in batch.segment_parents.tolist():
         chains.append([] if parent < 0 else [*chains[parent], parent])
-        for ancestor in chains[-1]:
-            heirs[ancestor].append(segment)
-    depths = np.asarray([lengths[chain].sum() for chain in map(_index, chains)], dtype=np.int64)
-    after = [int(lengths[_index(below)].sum()) for below in heirs]
-
-    def work_of_queries(segment: int, first: int, end: int) -> int:
-        return (end - first) * (int(depths[segment]) + (first + end) // 2)
-
-    def work_of_keys(segment: int, first: int, end: int) -> int:
-        return (end - first) * (int(lengths[segment]) - first + after[segment])
-
-    chain_at, chain = _flat(chains)
-    heirs_at, heirs_flat = _flat(heirs)
+    depths = np.asarray([lengths[_index(chain)].sum() for chain in chains], dtype=np.int64)
+    units = _units(lengths, depths)
+    readers = np.bincount(units[:, 0], minlength=starts.size)
+    shared = (readers > 1) | np.isin(np.arange(starts.size), batch.segment_parents)
+    before = np.cumsum(np.where(shared, lengths, 0))
     return Layout(
         positions=batch.positions,
         used=int((starts + lengths).max()),
@@ -102,12 +93,11 @@ def plan_layout(batch: MicroBatch) -> Layout:
         starts=starts,
         lengths=lengths,
         depths=depths,
-        chain_at=chain_at,
-        chain=chain,
-        heirs_at=heirs_at,
-        heirs=heirs_flat,
-        query_units=_units(lengths, QUERIES_A_UNIT, work_of_queries),
-        key_units=_units(lengths, KEYS_A_UNIT, work_of_keys),
+        chain_at=np.cumsum([0, *map(len, chains)], dtype=np.int64),
+        chain=_index([ancestor for chain in chains for ancestor in chain]),
+        units=units,
+        shared_at=np.where(shared, before - lengths, -1),
+        shared_rows=int(before[-1]),
     )
 
 
@@ -115,17 +105,17 @@ def _index(places: Sequence[int]) -> Ints:
     return np.asarray(places, dtype=np.int64)
 
 
-def _flat(lists: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
-    ends = np.cumsum([0, *(len(one) for one in lists)], dtype=np.int64)
-    return ends, _index([item for one in lists for item in one])
+def _units(lengths: Ints, depths: Ints) -> Ints:
+    """Each segment in as few parts as QUERIES_A_UNIT allows, of equal size."""
+    units = []
+    for segment, length in enumerate(lengths.tolist()):
+        parts = -(-length // QUERIES_A_UNIT)
+        ends = [length * part // parts for part in range(parts + 1)]
+        units += [(segment, first, end) for first, end in itertools.pairwise(ends)]
 
+    def work(segment: int, first: int, end: int) -> int:
+        return (end - first) * (int(depths[segment]) + (first + end) // 2)
 
-def _units(lengths: Ints, size: int, work: Callable[[int, int, int], int]) -> Ints:
-    units = [
-        (segment, first, min(first + size, length))
-        for segment, length in enumerate(lengths.tolist())
-        for first in range(0, length, size)
-    ]
     # Threads take units as they come: the last ones should be small.
     units.sort(key=lambda unit: (-work(*unit), unit))
     return np.asarray(units, dtype=np.int64).reshape(-1, 3)

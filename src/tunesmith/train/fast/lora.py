@@ -4,8 +4,9 @@
 
 W is frozen, so no gradient of it is made and nothing is kept for one; kept are x (once for all
 members) and u = x Aᵀ. A and B stay in their own precision (fp32 masters) and are cast to the
-precision of the products. W is a dense matrix, or NF4 (Dettmers et al. 2023, arXiv 2305.14314) that
-is made dense at each use, forward and backward, in one piece of memory that all groups share.
+precision of the products. W is a dense matrix, or 16 bits beside fp32 products, or NF4 (Dettmers et
+al. 2023, arXiv 2305.14314); the latter two are made dense at each use, forward and backward, in one
+piece of memory that all groups share.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.models.nf4 import Nf4Linear
+from tunesmith.models.packed import PackedLinear
 from tunesmith.train.fast.kernels import find_kernels
 
 __all__ = ["LoraGroup", "Projection", "linear_with_lora", "read_projection"]
@@ -29,7 +31,7 @@ Grads = list[Tensor | None]
 class Projection:
     """One linear layer: frozen (out, in) weight, optional bias, optional adapter A (r, in), B (out, r).
 
-    The base is a plain or an NF4 linear layer.
+    The base is a plain linear layer or one that keeps its weight in another form.
     """
 
     base: nn.Linear
@@ -40,7 +42,7 @@ class Projection:
 
 def read_projection(module: nn.Module) -> Projection | str:
     """The parts of a plain or PEFT linear layer, or the reason why the fast path cannot hold for it."""
-    if type(module) is nn.Linear or type(module) is Nf4Linear:
+    if type(module) is nn.Linear or isinstance(module, PackedLinear):
         return _checked(Projection(module, None, None, 0.0))
     from peft.tuners.lora.layer import Linear as LoraLinear
 
@@ -75,11 +77,11 @@ def _lora_obstacle(module: Any) -> str | None:
 
 def _checked(projection: Projection) -> Projection | str:
     base = projection.base
-    if type(base) not in (nn.Linear, Nf4Linear):
+    if type(base) is not nn.Linear and not isinstance(base, PackedLinear):
         return f"{type(base).__name__} is not a plain linear layer"
     if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
         return "the base weight is trained"
-    if not isinstance(base, Nf4Linear) and not base.weight.is_floating_point():
+    if not isinstance(base, PackedLinear) and not base.weight.is_floating_point():
         return f"weight of type {base.weight.dtype}"
     return projection
 
@@ -88,7 +90,7 @@ class LoraGroup:
     """Projections of one input, with their frozen weights one below the other.
 
     Dense weights lie in one matrix, of which the layers' own become views: nothing is stored twice.
-    NF4 weights stay where they are.
+    Weights in another form stay where they are.
 
     Attributes:
         in_features, out_features: columns of the input, and of all outputs together.
@@ -102,7 +104,7 @@ class LoraGroup:
         self.in_features = bases[0].in_features
         self.out_features = sum(self.sizes)
         self.dtype, self.device = _compute_type(bases[0]), bases[0].weight.device
-        self._matrix = None if any(isinstance(b, Nf4Linear) for b in bases) else _joined(bases)
+        self._matrix = None if any(isinstance(b, PackedLinear) for b in bases) else _joined(bases)
         self._held = [base.weight.data_ptr() for base in bases]
         self.bias = _joined_bias(bases, self.dtype)
         self.trained = [p for p in projections if p.a is not None]
@@ -110,7 +112,7 @@ class LoraGroup:
 
     @property
     def weight(self) -> Tensor:
-        """(sum of outputs, in). That of NF4 layers is only good until a group's weight is next read."""
+        """(sum of outputs, in). One that is made dense is only good until a group's weight is next read."""
         if self._matrix is not None:
             return self._matrix
         return _made_dense([projection.base for projection in self.projections], self.dtype)
@@ -201,7 +203,7 @@ class LoraGroup:
 
 
 def _compute_type(base: nn.Linear) -> torch.dtype:
-    return base.compute_dtype if isinstance(base, Nf4Linear) else base.weight.dtype
+    return base.compute_dtype if isinstance(base, PackedLinear) else base.weight.dtype
 
 
 def _joined(bases: Sequence[nn.Linear]) -> Tensor:
@@ -243,6 +245,8 @@ def _made_dense(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
     for base, part in zip(bases, torch.split(matrix, sizes), strict=True):
         if isinstance(base, Nf4Linear):
             _dequantise(base, part)
+        elif isinstance(base, PackedLinear):
+            base.write_dense(part)
         else:
             part.copy_(base.weight.detach())
     return matrix

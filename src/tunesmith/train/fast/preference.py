@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunesmith.models.half import frozen_weight
 from tunesmith.train.fast.head import head_logps, weighted_head_loss
 from tunesmith.train.fast.step import in_step, packed_hidden, plain_logits
 from tunesmith.train.fast.swap import FastPath
@@ -63,7 +64,7 @@ def train_rows(model: nn.Module, batch: MicroBatch, loss_of: LossOfRows) -> tupl
         shares = torch.zeros(labels.shape)
         shares[: batch.trained_tokens] = -slopes[_rows_of_tokens(batch)].float()
         answers = (positions, labels, shares.to(hidden.device))
-        weight = path.head.weight.detach()
+        weight = frozen_weight(path.head)
         surrogate = weighted_head_loss(hidden, weight, answers, path.form)
         surrogate.backward()  # type: ignore[no-untyped-call]
         return sums.detach(), float(loss.detach())
@@ -72,7 +73,7 @@ def train_rows(model: nn.Module, batch: MicroBatch, loss_of: LossOfRows) -> tupl
 def _logps(path: FastPath, hidden: Tensor, batch: MicroBatch) -> Tensor:
     assert path.head is not None
     positions, labels = _answers(batch, hidden.device)
-    found = head_logps(hidden.detach(), path.head.weight.detach(), positions, labels, path.form)
+    found = head_logps(hidden.detach(), frozen_weight(path.head), positions, labels, path.form)
     return found[: batch.trained_tokens]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunesmith.models.half import HalfLinear
 from tunesmith.train.fast.attention import PackedInterface, PackedLayout, packed_inputs
 from tunesmith.train.fast.head import LogitForm
 from tunesmith.train.packing import MicroBatch, Row, pack
@@ -161,7 +162,7 @@ def logit_form(causal: Any) -> LogitForm:
 def head_obstacle(causal: Any, trunk: Any) -> str | None:
     """The fast loss holds when logits are the head's product of the trunk's output: tried on four tokens."""
     head = causal.get_output_embeddings()
-    if type(head) is not nn.Linear:
+    if type(head) is not nn.Linear and not isinstance(head, HalfLinear):
         return f"the head is a {type(head).__name__}"
     if any(parameter.requires_grad for parameter in head.parameters()):
         return "the head is trained"
@@ -172,7 +173,7 @@ def head_obstacle(causal: Any, trunk: Any) -> str | None:
     with _evaluating(causal):
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
         logits = causal(input_ids=ids, use_cache=False).logits
-        ours, _ = logit_form(causal).of(nn.functional.linear(hidden, head.weight))
+        ours, _ = LogitForm(cap=logit_form(causal).cap).of(head(hidden))
     limit = ROUNDING.get(logits.dtype, COARSE)
     same = float((ours - logits.float()).norm()) <= limit * float(logits.float().norm())
     return None if same else "logits are not the head's product of the trunk's output"

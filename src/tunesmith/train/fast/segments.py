@@ -45,9 +45,9 @@ class SegmentPlan:
         shape, positions = self.shape, self.layout.positions
         self._rotate(qkv, 1.0)
         out = qkv.new_empty(positions, shape.heads * shape.head_dim)
-        logsumexp = torch.empty(shape.heads, positions)
-        self.kernels("attend", self.tree, qkv, out, logsumexp)
-        return out, logsumexp
+        logs = torch.empty(shape.heads, positions)
+        self.kernels("attend", self.tree, qkv, out, logs)
+        return out, logs
 
     def attend_backward(
         self, qkv: Tensor, dout: Tensor, kept: Tensor | None
@@ -62,8 +62,7 @@ class SegmentPlan:
             return heads, rectangles.attend_backward(dout, self.plain, saved)
         positions = self.layout.positions
         heads, dqkv = torch.empty_like(dout[:positions]), torch.empty_like(qkv[:positions])
-        delta = torch.empty_like(kept)
-        self.kernels("attend_backward", self.tree, qkv, dout, kept, heads, delta, dqkv)
+        self.kernels("attend_backward", self.tree, qkv, dout, kept, heads, dqkv)
         self._rotate(dqkv, -1.0)
         return heads, dqkv
 
@@ -108,16 +107,7 @@ def table_length(batch: MicroBatch) -> int:
 
 
 def _tree_struct(layout: Layout, shape: AttentionShape) -> tuple[TreeStruct, list[Any]]:
-    names = (
-        "starts",
-        "lengths",
-        "chain_at",
-        "chain",
-        "heirs_at",
-        "heirs",
-        "query_units",
-        "key_units",
-    )
+    names = ("starts", "lengths", "chain_at", "chain", "shared_at", "units")
     arrays = [np.ascontiguousarray(getattr(layout, name)) for name in names]
     tree = TreeStruct(
         layout.positions,
@@ -125,10 +115,11 @@ def _tree_struct(layout: Layout, shape: AttentionShape) -> tuple[TreeStruct, lis
         shape.key_heads,
         shape.head_dim,
         layout.used,
+        layout.starts.size,
         *(array.ctypes.data for array in arrays),
-        layout.query_units.shape[0],
-        layout.key_units.shape[0],
+        layout.units.shape[0],
         layout.longest_row,
+        layout.shared_rows,
         shape.scale,
     )
     return tree, arrays

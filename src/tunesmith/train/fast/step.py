@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunesmith.models.half import frozen_weight
 from tunesmith.store import reach
 from tunesmith.train.fast.attention import PackedLayout, packed_inputs
 from tunesmith.train.fast.head import head_loss
@@ -75,7 +76,7 @@ def microbatch_loss(model: nn.Module, batch: MicroBatch, normaliser: float) -> T
         hidden = packed_hidden(model, batch)
         positions = torch.from_numpy(batch.head_positions).to(hidden.device)
         targets = torch.from_numpy(batch.head_labels).to(hidden.device)
-        weight = path.head.weight.detach()
+        weight = frozen_weight(path.head)
         return head_loss(hidden, weight, positions, targets, normaliser, path.form)
 
 

@@ -32,7 +32,7 @@ from tunesmith.train.fast.recompute import recomputed
 from tunesmith.train.fast.segments import AttentionShape, SegmentPlan
 from tunesmith.train.packing import MicroBatch
 
-__all__ = ["FastPath", "apply", "fast_path_of", "remove"]
+__all__ = ["FastPath", "apply", "fast_path_of", "give_back_freed", "remove"]
 
 LLAMA_SHAPED = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -111,7 +111,6 @@ def apply(model: nn.Module, switches: FastSwitches) -> FastPathReport:
         raise ValueError("the model is on the fast path already; call remove() first")
     causal = causal_model(model)
     trunk = causal.base_model
-    _own_storage(causal)
     report = FastPathReport()
     report.kernels = _kernels_obstacle(causal, switches)
     path = FastPath(trunk, None, LogitForm(), report)
@@ -132,7 +131,7 @@ def apply(model: nn.Module, switches: FastSwitches) -> FastPathReport:
         report.add("head_loss", type(causal).__name__, reason)
         if reason is None:
             path.head, path.form = causal.get_output_embeddings(), logit_form(causal)
-    _give_back_freed()
+    give_back_freed()
     object.__setattr__(model, ATTRIBUTE, path)
     return report
 
@@ -158,19 +157,8 @@ def remove(model: nn.Module) -> None:
     object.__delattr__(model, ATTRIBUTE)
 
 
-def _own_storage(model: nn.Module) -> None:
-    """Copy frozen CPU weights into memory of their own, one by one.
-
-    A checkpoint that was mapped from disk is let go: else its pages would stay resident beside the
-    joint matrices that `LoraGroup` makes of them.
-    """
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()
-
-
-def _give_back_freed() -> None:
-    """Return freed memory to the system: the weights that were copied leave holes of their size."""
+def give_back_freed() -> None:
+    """Return freed memory to the system: weights that were joined or quantised leave holes of their size."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc alone has it
         trim(0)

@@ -89,8 +89,8 @@ def _same(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor], name
     return name in one and name in two and torch.equal(one[name], two[name])
 
 
-def saved_equals(session: Session, rows: Sequence[TokenRow], folder: Path) -> tuple[Finding, Any]:
-    """Save the trained weights, load them on the base, compare logits; also gives the loaded model.
+def saved_equals(session: Session, rows: Sequence[TokenRow], folder: Path) -> Finding:
+    """Save the trained weights, load them on the base as it was trained on, compare logits.
 
     Raises:
         ModelError: what was saved cannot be loaded.
@@ -102,10 +102,9 @@ def saved_equals(session: Session, rows: Sequence[TokenRow], folder: Path) -> tu
             session.model, session.plan.tokenizer, folder, base_name=session.plan.base.name
         )
     before = logits_of(session.model, rows)
-    loaded = load_saved(session.plan, folder)
-    gap = _largest_gap(before, logits_of(loaded, rows))
+    gap = _largest_gap(before, logits_of(load_saved(session.plan, folder), rows))
     positions = sum(len(block) for block in before)
-    finding = Finding(
+    return Finding(
         ok=gap == 0,
         figure=gap,
         limit=0.0,
@@ -114,13 +113,12 @@ def saved_equals(session: Session, rows: Sequence[TokenRow], folder: Path) -> tu
         why="the model that is saved is not the one that was trained",
         remedy="check the disk and the peft and safetensors packages (`tunesmith doctor`), then prove again",
     )
-    return finding, loaded
 
 
 def load_saved(plan: TrainPlan, folder: Path, *, original: bool = False) -> Any:
     """What `save_trained` wrote in `folder`, put on the plan's base, in the plan's number format.
 
-    With `original` the base is not quantised, whatever it was trained on: so it is merged.
+    With `original` the base has plain weights, whatever it was trained on: so it is merged.
     """
     import torch
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,18 @@ from tunesmith.errors import DataError, ModelError, TrainingError
 from tunesmith.models.memory import GIB
 from tunesmith.store import Artifact
 from tunesmith.telemetry import progress, silenced
+from tunesmith.train.ladder import LADDER_KEYS
 from tunesmith.train.prove import files, gradients, rehearsal
 from tunesmith.train.prove.gradients import Gradients, Noise, PlainGradients, measure_plain
 from tunesmith.train.prove.quick import Judged, take_row_proofs
 from tunesmith.train.prove.report import PROOFS, QUICK, Finding, Ledger, Report, with_needs
 from tunesmith.train.prove.sample import FEWEST_ROWS, SAMPLE_TOKENS, Sample, draw, small_recipe
 from tunesmith.train.prove.temporary import temporary
-from tunesmith.train.resources import LADDER_KEYS
+from tunesmith.train.shortage import StepTooLarge
 from tunesmith.train.stopping import terminable
 
 if TYPE_CHECKING:
+    from tunesmith.train.memory import Rehearsal
     from tunesmith.train.packing import Groups, Row
     from tunesmith.train.plan import TrainPlan
     from tunesmith.train.session import Session
@@ -111,6 +114,7 @@ class Bench:
         rows: the sample's rows as tokens and masks.
         plain: gradients of the plain path, and how far it is from itself.
         whole: gradients of the session for all rows in one packed micro batch.
+        rehearsal: what the longest micro batch took.
     """
 
     recipe: Recipe
@@ -127,7 +131,7 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     plain: PlainGradients | None = None
     whole: Gradients | None = None
-    loaded: Any = None
+    rehearsal: Rehearsal | None = None
     trained: Artifact | None = None
     report: Artifact | None = None
 
@@ -148,7 +152,6 @@ class Bench:
         self.session = self.plain = self.whole = None
         gc.collect()
         take("merge", self._merge)
-        self.loaded = None
         gc.collect()
         take("longest", self._longest)
         gc.collect()
@@ -187,6 +190,10 @@ class Bench:
         rows_are_right = all(self.ledger.is_green(name) for name in ("mask", "stop", "whole"))
         try:
             self.plan = plan_training(self.recipe, self.dataset)
+            if self.recipe.train.fit:
+                # What the ladder ends at is what is proved; where it ends in vain, `longest` says so.
+                with suppress(StepTooLarge):
+                    self._rehearsed(self.plan)
         except (DataError, TrainingError, ModelError):
             if rows_are_right:
                 raise
@@ -307,19 +314,31 @@ class Bench:
         )
 
     def _longest(self) -> Finding:
-        from tunesmith.train.memory import rehearse
-        from tunesmith.train.session import build
-
         if self.plan is None:
             return Finding(skipped="needs mask, stop and whole: training has no rows to pack yet")
-        found = rehearse(build(self.plan))
+        found = self.rehearsal or self._rehearsed(self.plan)
+        taken = "".join(
+            f"; {rung}" for rung in self.plan.resources.measured.get("fit", []) if "->" in rung
+        )
         return Finding(
             figure=found.needed_bytes / GIB,
             limit=found.budget_bytes / GIB,
             unit="GiB",
             detail=f"{found.positions} positions, the most of any micro batch; {found.recompute}; "
-            f"{found.predicted_bytes / GIB:.2f} GiB were predicted",
+            f"{found.predicted_bytes / GIB:.2f} GiB were predicted{taken}",
         )
+
+    def _rehearsed(self, plan: TrainPlan) -> Rehearsal:
+        """Run the longest micro batch; the plan is then that of the ladder's last rung."""
+        from tunesmith.train.fitting import fitted_session
+        from tunesmith.train.plan import plan_training
+
+        def plan_of(choice: Mapping[str, Any]) -> TrainPlan:
+            return plan_training(self.recipe, self.dataset, choice)
+
+        session, self.rehearsal = fitted_session(plan, plan_of, lambda line: None)
+        self.plan = session.plan
+        return self.rehearsal
 
     def _resume(self) -> Finding:
         assert self.session is not None
@@ -333,17 +352,15 @@ class Bench:
         assert self.session is not None
         assert self.small is not None
         rows = self.small.rows.rows[:ROWS_OF_LOGITS]
-        finding, self.loaded = files.saved_equals(self.session, rows, self.place / "saved")
-        return finding
+        return files.saved_equals(self.session, rows, self.place / "saved")
 
     def _merge(self) -> Finding:
         assert self.small is not None
         if self.small.method.kind == "full":
             return Finding(skipped="all weights are trained: there is nothing to merge")
-        model = self.loaded
-        if self.small.precision != "fp32" or self.small.method.kind == "qlora":
-            whole = replace(self.small, precision="fp32")
-            model = files.load_saved(whole, self.place / "saved", original=True)
+        # As the export merges: in fp32, on the base with all of its weights whole.
+        whole = replace(self.small, precision="fp32")
+        model = files.load_saved(whole, self.place / "saved", original=True)
         rows = self.small.rows.rows[:ROWS_OF_LOGITS]
         return files.merged_equals(model, self.rooms.merge, rows)
 

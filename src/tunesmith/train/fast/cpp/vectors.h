@@ -37,6 +37,8 @@ namespace {
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef float VecAt __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t BitsVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVecAt __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
 const int64_t PAD = 16;  // scratch widths are multiples of this, itself a multiple of LANES
 
@@ -94,21 +96,43 @@ inline Vec exponential(Vec x) {
     return y * power;
 }
 
+// 2^x to about 2 units in the last place, for x < 127; exactly 0 below -126.5. NaN stays NaN. Adding the
+// constant rounds x to a whole number n and leaves n + 127, the exponent of 2^n, in the lowest bits.
+inline Vec power_of_two(Vec x) {
+    x = x < all(-127.f) ? all(-127.f) : x;
+    const Vec shifted = x + 12583039.f;
+    const Vec r = x - (shifted - 12583039.f);
+    Vec y = all(1.5345811976e-4f);  // minimax on +-1/2
+    y = y * r + 1.3399931385e-3f;
+    y = y * r + 9.6184889587e-3f;
+    y = y * r + 5.5503287766e-2f;
+    y = y * r + 2.4022646891e-1f;
+    y = y * r + 6.9314720574e-1f;
+    y = y * r + 1.0f;
+    IntVec bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = bits << 23;
+    Vec power;
+    std::memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
 inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
-template <typename T>
-inline Vec load_any(const T* p) {
+inline Vec load_any(const float* p) { return load(p); }
+inline Vec load_any(const Half* p) {
+    const BitsVec bits = __builtin_convertvector(*reinterpret_cast<const HalfVecAt*>(p), BitsVec) << 16;
     Vec v;
-    for (int l = 0; l < LANES; ++l) v[l] = widen(p[l]);
+    std::memcpy(&v, &bits, sizeof v);
     return v;
 }
-template <>
-inline Vec load_any<float>(const float* p) { return load(p); }
-template <typename T>
-inline void store_any(T* p, Vec v) {
-    for (int l = 0; l < LANES; ++l) narrow(v[l], p + l);
+inline void store_any(float* p, Vec v) { store(p, v); }
+inline void store_any(Half* p, Vec v) {
+    BitsVec bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    const BitsVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const BitsVec kept = v == v ? rounded : (BitsVec{} + 0x7fc0u);
+    *reinterpret_cast<HalfVecAt*>(p) = __builtin_convertvector(kept, HalfVecAt);
 }
-template <>
-inline void store_any<float>(float* p, Vec v) { store(p, v); }
 
 }  // namespace

@@ -1,0 +1,117 @@
+"""A run that goes on under other conditions (kernels, threads, versions) says so and records it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunesmith.config import recipe_from
+from tunesmith.errors import StorageError
+from tunesmith.store import Artifact, Run, failpoints
+from tunesmith.train import checkpoint, run
+from tunesmith.train.fast.kernels import why_not
+from tunesmith.train.identity import changes_of
+from tunesmith.train.plan import plan_training
+from tunesmith.train.session import Session, build
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_base import TRAIN_SCRIPT, save_small_base, sealed_sums
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_small_base(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Artifact:
+    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
+
+
+@pytest.fixture(autouse=True)
+def _disarmed():
+    yield
+    failpoints.arm("")
+
+
+def values(base: Path, **train) -> dict:
+    settings = {
+        "epochs": 2,
+        "batch_tokens": 256,
+        "micro_batch_tokens": 128,
+        "precision": "fp32",
+        "threads": 1,
+        "sample_rows": 0,
+        "validate_every_steps": 2,
+        "checkpoint_every_steps": 1,
+        "method": {"kind": "lora", "rank": 2},
+    }
+    return {"model": {"base": str(base)}, "train": {**settings, **train}}
+
+
+def train(place: Path, rows: Artifact, recipe: dict) -> Artifact:
+    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
+        return run(recipe_from(recipe), at, rows).artifact
+
+
+def session_of(base: Path, rows: Artifact) -> Session:
+    return build(plan_training(recipe_from(values(base)), rows))
+
+
+def test_conditions_that_changed_are_named_and_unknown_ones_are_not():
+    then = {"threads": 2, "C++ kernels": "on", "torch": "2.13.0"}
+    now = {**then, "C++ kernels": "off (no C++ compiler was found)", "processor": "x86_64"}
+    assert changes_of(then, now, 7) == [
+        "after step 7: C++ kernels: on then, off (no C++ compiler was found) now"
+    ]
+    assert changes_of({}, now, 7) == []
+
+
+def test_a_resumed_run_keeps_what_changed_in_every_attempt(tmp_path, base, rows):
+    one = session_of(base, rows)
+    one.conditions = {**one.conditions, "threads": 7}
+    one.train_step()
+    checkpoint.save(tmp_path, 1, *one.state())
+    two = session_of(base, rows)
+    two.restore(checkpoint.latest(tmp_path))
+    assert two.changes == ["after step 1: threads: 7 then, 1 now"]
+    two.train_step()
+    checkpoint.save(tmp_path, 2, *two.state())
+    three = session_of(base, rows)
+    three.restore(checkpoint.latest(tmp_path))
+    assert three.changes == two.changes
+
+
+@pytest.mark.slow
+def test_kernels_that_are_gone_when_a_run_goes_on_are_told_and_recorded(tmp_path, base, rows):
+    """As when the compiler was removed in between; the run goes on, with torch operations."""
+    if why_not():
+        pytest.skip(f"no kernels here: {why_not()}")
+    recipe = values(base, max_steps=4)
+    failpoints.arm("checkpoint-state:3=enospc")
+    with pytest.raises(StorageError):
+        train(tmp_path / "run", rows, recipe)
+    command = [sys.executable, "-c", TRAIN_SCRIPT, str(tmp_path / "run"), str(rows.dir)]
+    done = subprocess.run(
+        [*command, json.dumps(recipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TUNESMITH_KERNELS": "off"},
+    )
+    assert done.returncode == 0, done.stderr
+    change = "after step 2: C++ kernels: on then, off (TUNESMITH_KERNELS is off) now"
+    assert "not to the last bit" in " ".join(done.stderr.split())
+    assert change in done.stderr
+    facts = Artifact.open(tmp_path / "run").facts
+    assert facts["changed_on_resume"] == [change]
+    assert facts["conditions"]["C++ kernels"].startswith("off")
+    straight = train(tmp_path / "straight", rows, recipe).facts
+    assert straight["changed_on_resume"] == []
+    assert straight["conditions"]["C++ kernels"] == "on"
+    assert facts["validation_loss"] == pytest.approx(straight["validation_loss"], rel=1e-4)
