@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from tunesmith.config import ModelConfig
 from tunesmith.errors import MissingError, ModelError
 from tunesmith.models import embedded
 from tunesmith.models.devices import choose_precision, default_threads
-from tunesmith.models.load import load_model, load_tokenizer, resolve_base
+from tunesmith.models.load import load_model, load_tokenizer, quiet_transformers, resolve_base
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,10 @@ def test_the_measured_choice_follows_its_own_figures():
     choice = choose_precision(seconds=0.05)
     assert choice.precision == ("bf16" if choice.bf16_gflops > 1.2 * choice.fp32_gflops else "fp32")
     assert default_threads() >= 1
+
+
+def test_advice_of_other_libraries_is_silent_inside_and_heard_again_after():
+    advice = logging.getLogger("bitsandbytes.backends")
+    with quiet_transformers():
+        assert not advice.isEnabledFor(logging.WARNING)
+    assert advice.isEnabledFor(logging.WARNING)

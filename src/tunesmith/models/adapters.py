@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
-from tunesmith.models.load import BaseModel, load_model
+from tunesmith.models.load import BaseModel, load_model, quiet_transformers
 from tunesmith.store import Artifact
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ def put_adapter(model: Any, folder: Path) -> Any:
     Raises:
         ModelError: the adapter is damaged, or made for another base.
     """
-    from peft import PeftModel
     from safetensors import SafetensorError
+
+    with quiet_transformers():
+        from peft import PeftModel
 
     try:
         with warnings.catch_warnings():

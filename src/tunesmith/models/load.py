@@ -257,15 +257,19 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars or advice from transformers; its errors still come."""
+    """No progress bars or advice from transformers or, which PEFT imports where it is, bitsandbytes."""
     from transformers.utils import logging as verbosity
 
     level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
+    other = logging.getLogger("bitsandbytes")
+    other_level = other.level
     verbosity.set_verbosity(logging.ERROR)
     verbosity.disable_progress_bar()
+    other.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        other.setLevel(other_level)
         verbosity.set_verbosity(level)
         if bars:
             verbosity.enable_progress_bar()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import FullMethod, LoraMethod, QloraMethod
 from tunesmith.errors import ConfigError
-from tunesmith.models.load import BaseModel, load_model, save_model
+from tunesmith.models.load import BaseModel, load_model, quiet_transformers, save_model
 from tunesmith.registry import Table, nearest
 from tunesmith.train.layers import only_layers, upper_layers
 
@@ -67,7 +67,9 @@ def prepare_lora(model: Any, config: LoraMethod | QloraMethod, seed: int) -> Any
         ConfigError: a target names no linear layer of this model, or it has fewer layers than asked for.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+
+    with quiet_transformers():
+        from peft import LoraConfig, get_peft_model
 
     targets = config.targets
     if targets != "all-linear":
