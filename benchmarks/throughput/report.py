@@ -24,8 +24,9 @@ TITLES = {
     "peers": "Other tools, by their own command lines, in environments of their own",
     "search": "TRL's settings that were tried",
 }
-PREFACE = """All start from the same weights (SmolLM2-135M-Instruct) and read the same rows once, with the same
-adapter (r=16, alpha 32, all linear layers), AdamW and a constant learning rate (1e-3; DPO 1e-4). tokens/s counts
+PREFACE = """All start from the same weights (SmolLM2-135M-Instruct) and read the same rows once (`full`: again until the
+loss is reached), with the same adapter (r=16, alpha 32, all linear layers), AdamW and a constant learning rate
+(1e-3; DPO 1e-4; `full`: rates searched for both sides). tokens/s counts
 the tokens of rows, without padding, after the warm-up steps; a token that rows share counts in every row. Peak memory
 is the resident memory of the process and its children at its highest, Python, torch and the model's file
 included. The loss is that of the dev rows after the run, by the same code for all (`losses.py`: plain Hugging

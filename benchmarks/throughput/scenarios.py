@@ -192,7 +192,8 @@ def dpo(journal: Journal) -> list[Contestant]:
 def qlora(journal: Journal) -> list[Contestant]:
     name, settings = best(journal, "unpacked")
     kept = {k: v for k, v in settings.items() if k != "attention"} | {"warm_steps": 1}
-    ours = {"batch_tokens": 640, "warm_steps": 1}  # the micro batch is its own choice, as by default
+    # The micro batch is its own choice, as by default.
+    ours = {"batch_tokens": 640, "warm_steps": 1}
     return [
         Contestant("peft-bitsandbytes", "trl-qlora", _batch(8) | {"warm_steps": 1}, most_runs=1),
         Contestant("peft-bitsandbytes-best", "trl-qlora", kept, note=f"settings of {name}"),

@@ -1,4 +1,4 @@
-"""`--fit` is the setting `train.fit`, on the two commands that train."""
+"""`--fit` is the setting `train.fit`, on every command whose training may be short of memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,25 @@ def test_fit_sets_the_setting_that_it_is_short_for(section):
     assert "--set train.fit=true" in fitted.spelled
 
 
-@pytest.mark.parametrize("command", ["train", "run"])
-def test_both_commands_that_train_have_it(command, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert "--fit" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        (["train", "demo"], "tunesmith.cli.train.one_stage"),
+        (["run", "demo"], "tunesmith.pipeline.run"),
+        (["prove", "demo"], "tunesmith.pipeline.prove"),
+        (["demo"], "tunesmith.cli.demo._Tour"),
+    ],
+)
+@pytest.mark.parametrize("fit", [True, False])
+def test_every_command_that_trains_or_rehearses_reads_it(words, at, fit, monkeypatch):
+    class Reached(BaseException):
+        pass
+
+    def reached(asked, *args, **kwargs):
+        recipe = asked.load("train") if isinstance(asked, Asked) else asked
+        raise Reached(recipe.train.fit)
+
+    monkeypatch.setattr(at, reached)
+    with pytest.raises(Reached) as found:
+        main([*words, *(["--fit"] if fit else [])])
+    assert found.value.args == (fit,)

@@ -181,7 +181,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     assert "pip install 'tunesmith[all]'" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_with_130():
+@pytest.mark.parametrize("is_read", [True, False])
+def test_ctrl_c_ends_with_130(is_read):
     code = (
         "import sys, types, click, time\n"
         "from tunesmith.cli import main as door\n"
@@ -195,11 +196,27 @@ def test_ctrl_c_ends_with_130():
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
+        assert child.stderr is not None
         assert child.stdout.readline() == "up\n"
+        if not is_read:
+            child.stderr.close()
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=60)
+        errors = child.stderr.read() if is_read else ""
     assert child.returncode == 130
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("call", ["show nowhere", "show nowhere --json", "trian", "trian --json"])
+def test_an_errors_exit_code_stands_when_nobody_reads_it(call):
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        found = subprocess.run(
+            [PROGRAM, *call.split()], stdout=writes, stderr=writes, check=False, timeout=60
+        )
+    finally:
+        os.close(writes)
+    assert found.returncode == (5 if call.startswith("show") else 2)
 
 
 def test_a_reader_that_leaves_early_makes_no_noise():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.config import Recipe, Settings, TrainConfig
+from tunesmith.config import OptimizerConfig, Recipe, Settings, TrainConfig
 from tunesmith.train.methods import METHODS
 from tunesmith.train.objectives import OBJECTIVES
 
@@ -81,10 +81,14 @@ def test_every_setting_documents_itself():
 
 
 def test_tables_have_a_row_for_each_kind_of_config_and_no_other():
+    from tunesmith.train.optimizers import OPTIMIZERS
+
     fields = TrainConfig.model_fields
+    optimizers = OptimizerConfig.model_fields["kind"].annotation
+    assert set(OPTIMIZERS) == set(typing.get_args(optimizers))
     assert set(METHODS) == kinds(fields["method"].annotation)
     assert set(OBJECTIVES) == kinds(fields["objective"].annotation)
-    for table in (METHODS, OBJECTIVES):
+    for table in (METHODS, OBJECTIVES, OPTIMIZERS):
         for name in table:
             assert callable(table.load(name))
 
@@ -108,3 +112,20 @@ def test_public_names_exist():
     for package in ("config", "store", "telemetry", "errors", "registry"):
         module = importlib.import_module(f"tunesmith.{package}")
         assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_no_model_folder_may_bring_code_of_its_own():
+    calls = [
+        (file.name, node)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("from_pretrained", "from_config")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id.startswith("Auto")
+    ]
+    assert len(calls) >= 5
+    for name, call in calls:
+        said = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert said.get("trust_remote_code") == "False", (name, call.lineno)

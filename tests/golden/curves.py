@@ -62,8 +62,8 @@ def _cpu_model() -> str:
     return " ".join(facts[name] for name in wanted if name in facts) or platform.processor()
 
 
-def session_for(name: str, folder: Path, **changes: Any) -> Any:
-    """A session of a golden run, with some settings of `train` changed."""
+def session_for(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
+    """A session of a golden run, with another seed or some settings of `train` changed."""
     from tunesmith.config import recipe_from
     from tunesmith.store import Artifact
     from tunesmith.train.plan import plan_training
@@ -75,7 +75,7 @@ def session_for(name: str, folder: Path, **changes: Any) -> Any:
         save_small_base(folder / "base")
     if not (folder / "data").exists():
         sealed_sums(folder / "data")
-    values = {"model": {"base": base}, "train": {**settings, **changes}}
+    values = {"seed": seed, "model": {"base": base}, "train": {**settings, **changes}}
     return build(plan_training(recipe_from(values), Artifact.open(folder / "data")))
 
 

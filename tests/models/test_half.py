@@ -148,6 +148,46 @@ def test_the_loaded_model_has_the_logits_of_fp32_weights(tmp_path, family, chang
     assert model.dtype == torch.float32
 
 
+MAMBA = {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2, "expand": 2}
+INDEXED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "index_n_heads": 4,
+    "index_head_dim": 16,
+    "index_topk": 4,
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("Mamba2", MAMBA), ("DeepseekV32", INDEXED)])
+def test_layers_whose_weight_the_family_itself_reads_stay_as_they_are(tmp_path, family, changes):
+    base = saved(tmp_path, family, **changes)
+    model = load_frozen(base, torch.float32)
+    assert half_layers(model)
+    assert torch.equal(logits(model), logits(load_model(base, torch.float32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_computed_buffers_are_those_of_a_model_that_transformers_loads(tmp_path, dtype):
+    changes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 1024}
+    base = saved(tmp_path, "GPTJ", **changes)
+    ours, theirs = load_frozen(base, dtype), load_model(base, dtype)
+    expected = dict(theirs.named_buffers())
+    assert expected
+    for name, buffer in ours.named_buffers():
+        assert buffer.dtype == expected[name].dtype
+        assert torch.equal(buffer, expected[name])
+    assert ours.config.dtype == theirs.config.dtype == dtype
+
+
 def test_it_answers_as_fp32_weights_do(tmp_path):
     base = saved(tmp_path)
     prompt = {"input_ids": torch.tensor([[5, 6, 7]]), "max_new_tokens": 8, "do_sample": False}

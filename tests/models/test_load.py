@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tunesmith.config import ModelConfig
 from tunesmith.errors import MissingError, ModelError
 from tunesmith.models import embedded
 from tunesmith.models.devices import choose_precision, default_threads
-from tunesmith.models.load import load_model, load_tokenizer, quiet_transformers, resolve_base
+from tunesmith.models.frozen import load_frozen
+from tunesmith.models.load import (
+    BaseModel,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+    resolve_base,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +120,23 @@ def test_advice_of_other_libraries_is_silent_inside_and_heard_again_after():
     with quiet_transformers():
         assert not advice.isEnabledFor(logging.WARNING)
     assert advice.isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [load_tokenizer, lambda folder: load_frozen(BaseModel("a", folder, "0" * 64), torch.float32)],
+)
+def test_a_folder_that_brings_code_is_refused_without_asking(tmp_path, load, monkeypatch):
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    names = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(code))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    with pytest.raises(ModelError):
+        load(tmp_path)
+    assert not asked
+    assert not ran.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -64,6 +65,25 @@ def test_the_embedded_models_own_config_gives_the_named_shape():
     assert shape_of(resolve_base(ModelConfig()).dir) == SHAPES["SmolLM2-135M"]
 
 
+@pytest.mark.parametrize(
+    ("stored", "stored_bytes"), [("F32", 4), ("BF16", 2), ("F16", 2), ("", 4), (None, 4)]
+)
+def test_a_config_that_names_no_number_format_counts_as_its_file_is_stored(
+    tmp_path, stored, stored_bytes
+):
+    names = ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size")
+    config = {**dict.fromkeys(names, 4), "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = {"norm": {"dtype": "F32", "shape": [4]}, "head": {"dtype": stored, "shape": [100, 4]}}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode() if stored else b"{"
+    if stored is not None:
+        size = len(header).to_bytes(8, "little")
+        (tmp_path / "model.safetensors").write_bytes(size + header)
+    assert shape_of(tmp_path).stored_bytes == stored_bytes
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    assert shape_of(tmp_path).stored_bytes == 2
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_adapter_parameters_are_those_that_peft_makes():
     import torch
@@ -84,7 +104,8 @@ def test_adapter_parameters_are_those_that_peft_makes():
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
-    assert Shape.from_config(config.to_dict()) == shape
+    stored = {**config.to_dict(), "dtype": "bfloat16"}
+    assert Shape.from_config(stored) == shape
     some = {"target_modules": ["q_proj", "v_proj", "down_proj"], "layers_to_transform": [1]}
     for chosen, counted in (
         ({"target_modules": "all-linear"}, shape.adapter_parameters(8)),

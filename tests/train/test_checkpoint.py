@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -103,7 +106,7 @@ def test_a_full_small_disk_leaves_the_checkpoint_before(tmp_path):
 def test_prune_keeps_the_best_beside_the_newest(tmp_path, best):
     for step in (1, 2, 3, 10):
         checkpoint.save(tmp_path, step, TENSORS, {})
-    checkpoint.prune(tmp_path, 2, best)
+    checkpoint.prune(tmp_path, 10, 2, best)
     kept = sorted({3, 10} | ({best} if best else set()))
     assert [int(p.name[-8:]) for p in sorted(tmp_path.iterdir())] == kept
     one = checkpoint.at_step(tmp_path, 10)
@@ -144,8 +147,60 @@ def test_another_runs_checkpoint_is_refused_with_all_that_differs():
 def test_prune_keeps_the_newest(tmp_path):
     for step in (1, 2, 10):
         checkpoint.save(tmp_path, step, TENSORS, {})
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 10, 2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000010"]
+
+
+def damage(place: Path) -> None:
+    (place / "state.safetensors").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_of_later_steps_never_cost_the_one_just_saved(tmp_path, capsys, keep):
+    """A run that went on from step 50, since those after it were damaged, saves step 60."""
+    for step in (50, 90, 100):
+        place = checkpoint.save(tmp_path, step, TENSORS, {})
+        if step > 50:
+            damage(place)
+    checkpoint.save(tmp_path, 60, TENSORS, {})
+    checkpoint.prune(tmp_path, 60, keep)
+    left = [int(p.name[-8:]) for p in sorted(tmp_path.iterdir())]
+    assert left == [50, 60][-keep:]
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 60
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_whole_checkpoint_of_a_later_step_stays_and_is_not_counted(tmp_path):
+    for step in (50, 100, 60, 70):
+        checkpoint.save(tmp_path, step, TENSORS, {})
+    checkpoint.prune(tmp_path, 70, 2)
+    assert [int(p.name[-8:]) for p in sorted(tmp_path.iterdir())] == [60, 70, 100]
+
+
+def test_killed_while_a_step_is_saved_again_the_first_save_of_it_is_there(tmp_path):
+    """As a stop right after a checkpoint does; `kill -9` comes when the old one has lost its name."""
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from tunesmith.train import checkpoint\n"
+        "for again in (0, 1):\n"
+        "    checkpoint.save(Path(sys.argv[1]), 40, {'a': torch.ones(2)}, {'again': again})\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, failpoints.VARIABLE: "folder-aside"},
+        check=False,
+    )
+    assert killed.returncode == -9
+    assert not list(tmp_path.glob("step-*"))
+    assert checkpoint.is_any(tmp_path)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert (found.step, found.facts) == (40, {"again": 0})
+    checkpoint.save(tmp_path, 40, TENSORS, {"again": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000040"]
 
 
 @pytest.mark.parametrize(

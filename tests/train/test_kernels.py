@@ -316,6 +316,36 @@ def test_a_compiler_that_fails_leaves_nothing_behind_and_says_why(monkeypatch, t
         kernels._load.cache_clear()
 
 
+@needs_kernels
+def test_the_number_of_threads_is_no_name_that_other_libraries_see():
+    from tunesmith.train.fast import kernels
+
+    library = kernels._load()
+    assert hasattr(library, "set_threads")
+    assert not hasattr(library, "threads")
+
+
+@needs_kernels
+def test_a_cache_folder_that_lost_its_library_is_filled_again(monkeypatch, tmp_path):
+    """Something tidied the cache. The library is a small one, so that it compiles at once."""
+    from tunesmith.train.fast import kernels
+
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" int answer() { return 42; }\n')
+    monkeypatch.setattr(kernels, "SOURCES", (source,))
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    try:
+        for _ in range(2):
+            kernels._load.cache_clear()
+            assert kernels.why_not() == ""
+            assert kernels._load().answer() == 42
+            (library,) = (tmp_path / "cache/kernels").glob("*/*.so")
+            library.unlink()
+    finally:
+        monkeypatch.undo()
+        kernels._load.cache_clear()
+
+
 def test_a_layout_lists_ancestors_root_first():
     layout = plan_layout(a_tree([-1, 0, 1, 0], [3, 4, 5, 6]))
     assert [layout.ancestors(segment) for segment in range(4)] == [(), (0,), (0, 1), (0,)]

@@ -172,13 +172,11 @@ def test_a_stopped_and_resumed_run_is_bit_equal_and_keeps_its_references(
         train_here(place, preferences, values)
     monkeypatch.undo()
     assert checkpoint.latest(place / "scratch" / "checkpoints").step == 2
-    kept = place / "scratch" / references.FILE
-    before = kept.stat().st_mtime_ns
+    assert (place / "scratch" / references.FILE).is_file()
     computed = []
     monkeypatch.setattr(references, "_write", lambda *args: computed.append(args))
     resumed = train_here(place, preferences, values)
     assert computed == []
-    assert before
     weights = "model/model.safetensors" if method["kind"] == "full" else None
     if weights:
         one, two = (r.artifact.path(weights).read_bytes() for r in (straight, resumed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -113,7 +114,7 @@ def test_a_truncated_answer_is_red_as_one_that_is_cut_and_not_as_a_wrong_mask(
     assert "train.jsonl:29" in proofs["whole"].detail
     assert "max_row_tokens" in proofs["whole"].remedy
     assert proofs["mask"].status == "green"
-    assert proofs["stop"].figure == pytest.approx(71 / 72)
+    assert proofs["stop"].figure == pytest.approx(63 / 64)
     assert (proofs["stop"].status, proofs["stop"].detail) == (
         "red",
         "71 of 72 rows; not train.jsonl:29",
@@ -136,10 +137,29 @@ def test_the_stop_proof_claims_a_share_of_rows_and_names_the_lines_of_the_others
     _, proofs = quick(tiny_base, rows, tmp_path)
     found = proofs["stop"]
     assert found.title.startswith("rows whose answers all end")
-    assert (found.status, found.figure) == (status, pytest.approx((126 - bad) / 126))
+    assert (found.status, found.figure) == (status, pytest.approx((120 - bad) / 120))
     named = ", ".join(f"train.jsonl:{line + 1}" for line in range(min(bad, 10)))
     more = f" and {bad - 10} more" if bad > 10 else ""
     assert found.detail == f"{126 - bad} of 126 rows; not {named}{more}"
+
+
+def test_a_small_validation_split_without_stops_is_red_though_the_share_of_all_rows_is_high(
+    monkeypatch, tiny_base, tmp_path
+):
+    rows = sealed_sums(tmp_path / "data", train=120)
+    first = json.loads(rows.path("validation.jsonl").read_text(encoding="utf-8").split("\n")[0])
+
+    def endless(row, messages):
+        if messages != first["messages"]:
+            return row
+        end = len(row.trained) - row.trained[::-1].index(True) - 1
+        return replace(row, trained=(*row.trained[:end], False, *row.trained[end + 1 :]))
+
+    rendered_as(monkeypatch, endless)
+    _, proofs = quick(tiny_base, rows, tmp_path)
+    found = proofs["stop"]
+    assert found.detail == "125 of 126 rows; not validation.jsonl:1"
+    assert (found.status, found.figure) == ("red", pytest.approx(5 / 6))
 
 
 def test_rows_that_the_length_limit_refuses_are_red_with_its_remedy(tiny_base, dataset, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.memory import Recompute
 from tunesmith.train import fast
@@ -78,11 +79,21 @@ def plain(model, batch):
     return tiny.adapter_grads(model), None
 
 
-def test_nothing_is_kept_or_made_twice_without_gradients():
-    model = model_of("Llama", "fast")
+@pytest.mark.parametrize("path", ["fast", "plain"])
+def test_a_pass_without_gradients_is_the_ordinary_one(path, monkeypatch):
+    model = model_of("Llama", path)
     batch = tiny.one_batch(tiny.some_rows())
-    set_recompute(model, Recompute(2, 2))
-    model.eval()
-    loss, tokens = fast.evaluate_microbatch(model, batch)
-    set_recompute(model, Recompute())
-    assert (loss, tokens) == fast.evaluate_microbatch(model, batch)
+    asked = []
+
+    def noted(function, *args, **kwargs):
+        asked.append(function)
+        return checkpoint(function, *args, **kwargs)
+
+    monkeypatch.setattr("tunesmith.train.fast.recompute.checkpoint", noted)
+    ordinary = fast.evaluate_microbatch(model, batch)
+    set_recompute(model, Recompute(2, 1))
+    for model_in_mode in (model.eval(), model.train()):
+        assert fast.evaluate_microbatch(model_in_mode, batch) == ordinary
+    assert asked == []
+    fast.train_microbatch(model, batch, 100.0)
+    assert len(asked) == 2  # a whole layer and the MLP part of the other

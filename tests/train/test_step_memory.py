@@ -7,7 +7,9 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -322,9 +324,15 @@ def test_what_is_chosen_fits_and_one_level_less_does_not(budget):
     assert found == (fitting[0] if fitting else None)
 
 
-def test_a_budget_is_what_the_user_says_or_a_share_of_what_is_free():
+def test_a_budget_is_what_the_user_says_or_a_share_of_what_is_free_and_what_the_process_has(
+    monkeypatch,
+):
     assert memory_budget(2.5, "cpu") == int(2.5 * GIB)
-    assert memory_budget(None, "cpu") > process_bytes("cpu")
+    free = SimpleNamespace(available=GIB // 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    # The process itself may grow a little between the two looks at it.
+    wanted = 0.9 * free.available + process_bytes("cpu")
+    assert memory_budget(None, "cpu") == pytest.approx(wanted, abs=GIB / 64)
 
 
 def test_a_row_longer_than_the_micro_batch_doubles_it():

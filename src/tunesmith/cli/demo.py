@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.options import json_option
+from tunesmith.cli.options import Asked, fit_option, json_option
 from tunesmith.cli.question import Answer, Question, ask, choose, execute
 from tunesmith.cli.screen import console, print_json, table, where
 from tunesmith.cli.serve import curl_line, key_lines, log_requests
@@ -53,9 +53,15 @@ _TITLES = {
     metavar="KEY=VALUE",
     help="Change one setting of the recipe `demo`, such as --set train.epochs=1.",
 )
+@fit_option
 @json_option
 def demo(
-    workspace: str, fresh: bool, keep_serving: bool, sets: tuple[str, ...], as_json: bool
+    workspace: str,
+    fresh: bool,
+    keep_serving: bool,
+    sets: tuple[str, ...],
+    fit: bool,
+    as_json: bool,
 ) -> None:
     """The whole journey on the sample data, in minutes.
 
@@ -69,10 +75,8 @@ def demo(
       tunesmith demo --keep-serving
       tunesmith demo --workspace /tmp/try --set train.epochs=0.5
     """
-    from tunesmith.config import load_recipe
-
-    recipe = load_recipe(["demo"], [f"workspace={json.dumps(workspace)}", *sets])
-    tour = _Tour(recipe, console(stderr=as_json))
+    asked = Asked(("demo",), (f"workspace={json.dumps(workspace)}", *sets)).to_fit(fit)
+    tour = _Tour(asked.load(), console(stderr=as_json))
     tour.doctor()
     tour.stages(fresh=fresh)
     summary = tour.serve(keep_serving=keep_serving, as_json=as_json)

@@ -13,7 +13,7 @@ from tunesmith.cli.screen import print_json, table
 if TYPE_CHECKING:
     from tunesmith.plan.doctor import Doctor
 
-__all__ = ["doctor", "print_problems", "summary_lines"]
+__all__ = ["doctor", "summary_lines"]
 
 NOT_HEALTHY = 14
 """The exit code of `EnvironmentProblem`."""
@@ -51,7 +51,7 @@ def _print(found: Doctor) -> None:
     click.echo()
     _print_capabilities(found)
     _print_packages(found)
-    print_problems(found)
+    _print_problems(found)
 
 
 def summary_lines(found: Doctor) -> list[tuple[str, str]]:
@@ -115,13 +115,13 @@ def _print_capabilities(found: Doctor) -> None:
 def _print_packages(found: Doctor) -> None:
     groups: dict[str, list[str]] = {}
     for package in found.packages:
-        version = package.installed or "missing"
+        version = package.installed or ("not there, optional" if package.is_optional else "missing")
         groups.setdefault(package.extra or "base", []).append(f"{package.name} {version}")
     for extra, names in groups.items():
         click.echo(f"{extra:<10} {', '.join(names)}")
 
 
-def print_problems(found: Doctor) -> None:
+def _print_problems(found: Doctor) -> None:
     """Each problem in red with its fix, or that there is none."""
     click.echo()
     if not found.problems:

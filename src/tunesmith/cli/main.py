@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -114,8 +114,7 @@ def _door(args: list[str]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader (`| head`) has left. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_readers()
         return BROKEN_PIPE
 
 
@@ -126,22 +125,51 @@ def _run(args: list[str]) -> int:
     except click.ClickException as error:
         return _show_usage(error, as_json="--json" in args)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; what was sealed is kept", err=True)
+        with _heard_or_not():
+            click.echo("stopped; what was sealed is kept", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        # On Ctrl-C click writes a line end to stderr, whose reader had left.
+        _let_go_of_readers()
+        return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one door: a bug of ours is shown whole
         return _show(error, as_json="--json" in args)
 
 
-def _show_usage(error: click.ClickException, *, as_json: bool) -> int:
-    if as_json:
-        from tunesmith.cli.screen import print_json
+@contextmanager
+def _heard_or_not() -> Iterator[None]:
+    """The exit code of what went wrong stands, whether or not anybody reads the text.
 
-        what = error.format_message()
-        print_json({"error": "UsageError", "what": what, "exit_code": error.exit_code})
-    else:
-        error.show()
+    With `|& tee log`, Ctrl-C ends `tee` too.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        _let_go_of_readers()
+
+
+def _let_go_of_readers() -> None:
+    """Python would complain once more when it closes a stream whose reader (`| head`) has left."""
+    from tunesmith.telemetry import point_nowhere
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            point_nowhere(stream)
+
+
+def _show_usage(error: click.ClickException, *, as_json: bool) -> int:
+    with _heard_or_not():
+        if as_json:
+            from tunesmith.cli.screen import print_json
+
+            what = error.format_message()
+            print_json({"error": "UsageError", "what": what, "exit_code": error.exit_code})
+        else:
+            error.show()
     return error.exit_code
 
 
@@ -154,8 +182,9 @@ def _show(error: Exception, *, as_json: bool) -> int:
         from tunesmith.plan.packages import as_problem
 
         known = as_problem(error) or error
-    if isinstance(known, TunesmithError):
-        show_error(known, as_json=as_json)
-        return known.exit_code
-    show_bug(error, as_json=as_json)
-    return BUG
+    with _heard_or_not():
+        if isinstance(known, TunesmithError):
+            show_error(known, as_json=as_json)
+        else:
+            show_bug(error, as_json=as_json)
+    return known.exit_code if isinstance(known, TunesmithError) else BUG

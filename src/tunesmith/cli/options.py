@@ -67,8 +67,8 @@ fit_option = click.option(
     "--fit",
     is_flag=True,
     help="When memory is short, lower settings one by one (micro batch, checkpointing, QLoRA, row "
-    "length, rank, 8-bit optimizer) until a step fits, by the memory formula and then as measured "
-    "by rehearsing it; each is printed.",
+    "length, micro batch again, rank, 8-bit optimizer where bitsandbytes is installed) until a step "
+    "fits, by the memory formula and then as measured by rehearsing it; each is printed.",
 )
 
 json_option = click.option(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.options import Asked, json_option, recipe_options
+from tunesmith.cli.options import Asked, fit_option, json_option, recipe_options
 from tunesmith.cli.screen import console, note, print_json, where
 from tunesmith.cli.stages import tell
 
@@ -44,8 +44,9 @@ def _known(
     callback=_known,
     help="Only this proof and what it needs. May be repeated.",
 )
+@fit_option
 @json_option
-def prove(asked: Asked, quick: bool, only: tuple[str, ...], as_json: bool) -> None:
+def prove(asked: Asked, quick: bool, only: tuple[str, ...], fit: bool, as_json: bool) -> None:
     """Prove on your model and rows that training is exact.
 
     All rows are checked for their masks, stop tokens and whole answers. On a sample of rows, gradients,
@@ -58,6 +59,7 @@ def prove(asked: Asked, quick: bool, only: tuple[str, ...], as_json: bool) -> No
       tunesmith prove recipe.yaml
       tunesmith prove recipe.yaml --quick
       tunesmith prove recipe.yaml --only fast --only resume
+      tunesmith prove recipe.yaml --fit
       tunesmith prove recipe.yaml --json
     """
     from tunesmith import pipeline
@@ -66,6 +68,7 @@ def prove(asked: Asked, quick: bool, only: tuple[str, ...], as_json: bool) -> No
         raise click.UsageError(
             "--quick takes the proofs that need no model, all of them: leave --only out"
         )
+    asked = asked.to_fit(fit)
     recipe = asked.load("train")
     found = pipeline.prove(recipe, quick=quick, only=only, spelled=asked.spelled, tell=tell)
     if as_json:

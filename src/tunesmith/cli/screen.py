@@ -39,8 +39,13 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line on stderr, so that stdout stays for results."""
-    click.echo(text, err=True)
+    """A line on stderr, so that stdout stays for results; nothing when nobody reads it any more."""
+    try:
+        click.echo(text, err=True)
+    except BrokenPipeError:
+        from tunesmith.telemetry import point_nowhere
+
+        point_nowhere(sys.stderr)
 
 
 def show_error(error: TunesmithError, *, as_json: bool) -> None:
@@ -63,7 +68,7 @@ def show_bug(error: Exception, *, as_json: bool) -> None:
     lines = "".join(traceback.format_exception(error))
     if as_json:
         print_json({"error": type(error).__name__, "what": str(error), "why": "a bug in tunesmith"})
-    click.echo(lines, err=True)
+    note(lines)
     note(
         "This is a bug in tunesmith, not your mistake. Please report it with the lines above and "
         "the output of `tunesmith doctor --json`."
@@ -136,11 +141,14 @@ def console(*, stderr: bool = False) -> Console:
     """Stdout for people; a pipe is wide, since wrapped tables are hard to `grep`."""
     from rich.console import Console
 
+    from tunesmith.telemetry import Notes
+
     stream = sys.stderr if stderr else sys.stdout
+    kind: type[Console] = Notes if stderr else Console
     if stream.isatty():
-        return Console(stderr=stderr, highlight=False)
+        return kind(stderr=stderr, highlight=False)
     # COLUMNS may be exported by a shell and then tells of the terminal, not of this pipe: it can
     # only make the pipe wider.
     columns = os.environ.get("COLUMNS", "")
     width = max(_WIDTH_OF_A_PIPE, int(columns) if columns.isdecimal() else 0)
-    return Console(stderr=stderr, highlight=False, width=width)
+    return kind(stderr=stderr, highlight=False, width=width)

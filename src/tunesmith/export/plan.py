@@ -18,7 +18,7 @@ from tunesmith.models.chat import ChatRenderer, turns_of
 from tunesmith.models.load import BaseModel, load_tokenizer, resolve_base
 from tunesmith.store import Artifact, Run
 
-__all__ = ["PATHS", "QUANTISED", "SERVED", "ExportPlan", "check_space", "plan_export"]
+__all__ = ["PATHS", "SERVED", "ExportPlan", "check_space", "plan_export"]
 
 PATHS: Mapping[Form, str] = {
     "adapter": "adapter",

@@ -1,6 +1,7 @@
 """Loads a base model whose weights are frozen, tensor by tensor, each in the form that it is kept in.
 
-Beside the model no more than one weight is held, and no page of its files stays in memory.
+Beside the model one weight is held at a time (two while a tied one that a file holds twice is compared),
+and no page of its files stays in memory. What cannot be read so is loaded whole first (`load_frozen`).
 """
 
 from __future__ import annotations
@@ -82,14 +83,21 @@ def _is_streamable(model: Any, files: Mapping[str, str], dtype: torch.dtype) -> 
 
 def _skeleton(folder: Path, dtype: torch.dtype) -> Any:
     """The model without weights; its computed buffers are real."""
+    import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            # In fp32 whatever is asked for: transformers computes positions' buffers so too when it loads.
             with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=torch.float32, trust_remote_code=False
+                )
+            model.config.dtype = dtype
             model.tie_weights()
             if (folder / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(folder)

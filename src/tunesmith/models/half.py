@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.models.packed import PackedLinear
+from tunesmith.models.packed import PackedLinear, weight_is_read
 
 __all__ = [
     "HalfEmbedding",
@@ -152,13 +152,16 @@ Places = dict[int, list[tuple[str, nn.Module]]]
 def halvable(model: Any) -> Places:
     """The weights that may be kept in 16 bits: of plain linear layers and embeddings alone.
 
-    A subclass may do more with its weight than multiply by it or look rows up.
+    A subclass may do more with its weight than multiply by it or look rows up, and so may the code of
+    the family.
     """
     places: Places = defaultdict(list)
     others = set()
+    read = weight_is_read(model)
     for name, module in model.named_modules():
+        is_plain = _is_plain(module) and name.rpartition(".")[2] not in read
         for leaf, parameter in module.named_parameters(recurse=False):
-            if leaf == "weight" and _is_plain(module):
+            if leaf == "weight" and is_plain:
                 places[id(parameter)].append((name, module))
             else:
                 others.add(id(parameter))

@@ -169,7 +169,9 @@ def load_tokenizer(base: BaseModel | Path) -> Any:
     folder = base if isinstance(base, Path) else base.dir
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"the tokenizer in {folder} cannot be loaded",
@@ -230,9 +232,11 @@ def read_gguf(path: Path) -> tuple[Any, Any]:
     try:
         # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
         with quiet_transformers(), redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path.parent, gguf_file=path.name, trust_remote_code=False
+            )
             model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32
+                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(

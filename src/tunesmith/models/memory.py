@@ -30,8 +30,11 @@ fine-tuning keeps the logits of every token. The sum is meant to be a little hig
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +55,10 @@ __all__ = [
 GIB = 2**30
 RUNTIME_BYTES = int(0.5 * GIB)
 HEAD_CHUNK_ROWS = 128
+"""Rows of logits that LoRA's head (`train.fast.head`) has alive at once."""
+UNKNOWN_BYTES = 4
+MOST_HEADER_BYTES = 100_000_000
+"""The most that safetensors allows."""
 ROW_TOKENS = 256
 """Row length that the attention weights are counted for."""
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -148,7 +155,7 @@ class Shape:
     Attributes:
         tied: the head shares the embedding's weights.
         qkv_bias: the query, key and value products have biases.
-        stored_bytes: of a weight in the model's files; frozen ones are kept so.
+        stored_bytes: of a weight in the model's files, 4 when that is not known; frozen ones are kept so.
     """
 
     layers: int
@@ -177,7 +184,7 @@ class Shape:
             vocabulary=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=config.get("model_type") == "qwen2",
-            stored_bytes=4 if _stored_type(config) == "float32" else 2,
+            stored_bytes=UNKNOWN_BYTES if _stored_type(config) in (None, "float32") else 2,
         )
 
     @property
@@ -330,9 +337,33 @@ def largest_that_fits(memory_bytes: int, method: Method) -> Shape | None:
 def shape_of(folder: Path) -> Shape:
     """The shape of a model folder.
 
+    Where its config.json names no number format, that of most weights in its first file counts.
+
     Raises:
         KeyError: its config.json is not that of a Llama-like decoder.
     """
-    import json
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape = Shape.from_config(config)
+    if _stored_type(config) is not None:
+        return shape
+    files = sorted(folder.glob("*.safetensors"))
+    return replace(shape, stored_bytes=_stored_bytes(files[0]) if files else UNKNOWN_BYTES)
 
-    return Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+def _stored_bytes(file: Path) -> int:
+    """Bytes of a weight as most are stored, by a safetensors file's header alone.
+
+    4, rather too much, for a header that cannot be read: what is wrong is said when the model is loaded.
+    """
+    weights: Counter[str] = Counter()
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(size if size <= MOST_HEADER_BYTES else 0))
+        except ValueError:
+            return UNKNOWN_BYTES
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            weights[tensor["dtype"]] += math.prod(tensor["shape"])
+    most = max(weights, key=weights.__getitem__, default="")
+    return 2 if most in ("BF16", "F16") else UNKNOWN_BYTES

@@ -19,14 +19,7 @@ from torch import Tensor, nn
 
 from tunesmith.models.packed import PackedLinear
 
-__all__ = [
-    "NF4_CODE",
-    "Nf4Linear",
-    "dynamic_code",
-    "quantise_blocks",
-    "quantise_scales",
-    "read_tensor",
-]
+__all__ = ["NF4_CODE", "Nf4Linear", "dynamic_code", "read_tensor"]
 
 NF4_CODE = (
     -1.0,

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PackedLinear"]
+__all__ = ["PackedLinear", "weight_is_read"]
+
+FAMILIES = "transformers.models."
+QUOTED = re.compile(r'"[^"\n]*"')
+READ = re.compile(r"\.(\w+)\.weight\b")
+
+
+def weight_is_read(model: Any) -> frozenset[str]:
+    """Names of child layers of which the family's own code reads `.weight`, beside calling the layer.
+
+    `state = state.to(self.gate.weight.dtype)` would cast to the integers that a packed layer holds: such
+    a layer must stay as it is. Found in the source, so a layer is named here too when the code only
+    initialises it.
+    """
+    modules = {type(module).__module__ for module in model.modules()}
+    sources = (inspect.getsource(sys.modules[m]) for m in modules if m.startswith(FAMILIES))
+    return frozenset(name for text in sources for name in READ.findall(QUOTED.sub("", text)))
 
 
 class PackedLinear(nn.Linear):

@@ -1,4 +1,8 @@
-"""NF4 linear layers in a base model, which never holds more than one of them dense while it is loaded."""
+"""NF4 linear layers in a base model.
+
+While it is loaded no more than one of them is dense, unless its files name weights otherwise than
+the model does or were quantised before: then it is loaded whole first (`models.frozen`).
+"""
 
 from __future__ import annotations
 
@@ -34,8 +38,8 @@ def load_nf4(base: BaseModel, dtype: torch.dtype, form: Nf4Format) -> Any:
     """The causal language model with NF4 linear layers, on the CPU, in evaluation mode.
 
     Quantised are all linear layers but the output head, from the precision they are stored in; a
-    layer that is no whole number of blocks stays as `load_frozen` keeps it, as do embeddings, norms
-    and the head.
+    layer that is no whole number of blocks, or whose weight the family's code reads (`packed.weight_is_read`),
+    stays as `load_frozen` keeps it, as do embeddings, norms and the head.
 
     Raises:
         ModelError: unknown architecture, damaged or missing weights, or nothing to quantise.
@@ -87,12 +91,15 @@ def _linears(model: Any, form: Nf4Format) -> dict[str, torch.nn.Linear]:
     """The layers that are quantised, by name."""
     from torch import nn
 
-    head = model.get_output_embeddings()
+    from tunesmith.models.packed import weight_is_read
+
+    head, read = model.get_output_embeddings(), weight_is_read(model)
     return {
         name: module
         for name, module in model.named_modules()
         if type(module) is nn.Linear
         and module is not head
+        and name.rpartition(".")[2] not in read
         and module.weight.numel() % form.block_size == 0
     }
 

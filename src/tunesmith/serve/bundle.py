@@ -11,7 +11,7 @@ from tunesmith.errors import ArtifactError, ConfigError, MissingError
 from tunesmith.serve.service import Limits, ServedModel
 from tunesmith.store import Artifact
 
-__all__ = ["FINGERPRINT_DIGITS", "gguf_of", "served_model"]
+__all__ = ["gguf_of", "served_model"]
 
 FINGERPRINT_DIGITS = 12
 GENERIC_TOKENIZER = "TokenizersBackend"

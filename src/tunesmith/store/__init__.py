@@ -5,6 +5,7 @@ from tunesmith.store.failpoints import reach
 from tunesmith.store.files import (
     canonical_json,
     flush_to_disk,
+    put_back,
     sha256_of_file,
     sha256_of_json,
     storage_errors,
@@ -25,6 +26,7 @@ __all__ = [
     "canonical_json",
     "flush_to_disk",
     "lineage",
+    "put_back",
     "reach",
     "sha256_of_file",
     "sha256_of_json",

@@ -1,8 +1,8 @@
 """Named places where a process can be made to die, so that tests can prove that nothing is lost.
 
-`TUNESMITH_FAILPOINT=name[:nth][=enospc|=term]` in the environment arms one: at the nth time (the first
-when not given) that the program reaches it, the process is killed by SIGKILL, or a full disk is reported
-there, or it gets SIGTERM and goes on. Unset, a failpoint costs one comparison.
+`TUNESMITH_FAILPOINT=name[:nth][=enospc|=term]` in the environment arms one, or several with a comma between:
+at the nth time (the first when not given) that the program reaches it, the process is killed by SIGKILL, or
+a full disk is reported there, or it gets SIGTERM and goes on. Unset, a failpoint costs one comparison.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ FAILPOINTS: Mapping[str, str] = {
     "checkpoint-begin": "before a checkpoint's state is written",
     "checkpoint-state": "between a checkpoint's state and its seal",
     "checkpoint-seal": "between a checkpoint's seal and its name",
+    "folder-aside": "between an older folder's going aside and the new one's getting its name",
     "checkpoint-named": "after a checkpoint got its name",
     "prune-begin": "before old checkpoints are deleted",
     "prune-one": "after one file of an old checkpoint was deleted",
@@ -65,22 +66,24 @@ class _Armed:
 
 
 class _State:
-    """`armed` is None when nothing is to happen; `read` says whether the environment was looked at."""
+    """`armed` is empty when nothing is to happen; `read` says whether the environment was looked at."""
 
-    armed: _Armed | None = None
+    armed: tuple[_Armed, ...] = ()
     read: bool = False
 
 
 def arm(spelled: str) -> None:
-    """Arm a failpoint in this process, as the environment variable does; "" disarms.
+    """Arm failpoints in this process, as the environment variable does; "" disarms.
 
     Raises:
         ConfigError: no such failpoint, or it is spelled wrong.
     """
     _State.read = True
-    _State.armed = None
-    if not spelled:
-        return
+    _State.armed = ()
+    _State.armed = tuple(map(_armed, spelled.split(","))) if spelled else ()
+
+
+def _armed(spelled: str) -> _Armed:
     found = _SPELLED.fullmatch(spelled)
     if found is None or found["name"] not in FAILPOINTS:
         hint = nearest(found["name"], FAILPOINTS) if found else ""
@@ -89,7 +92,7 @@ def arm(spelled: str) -> None:
             why=f"it is name[:nth][=enospc|=term], with one of the names: {', '.join(FAILPOINTS)}",
             fix=f"mend or unset {VARIABLE}",
         )
-    _State.armed = _Armed(found["name"], int(found["nth"] or 1), found["what"] or "kill")
+    return _Armed(found["name"], int(found["nth"] or 1), found["what"] or "kill")
 
 
 def reach(name: str) -> None:
@@ -101,13 +104,15 @@ def reach(name: str) -> None:
     """
     if not _State.read:
         arm(os.environ.get(VARIABLE, ""))
-    armed = _State.armed
-    if armed is None or armed.name != name:
+    if not _State.armed:
+        return
+    armed = next((one for one in _State.armed if one.name == name), None)
+    if armed is None:
         return
     armed.left -= 1
     if armed.left:
         return
-    _State.armed = None
+    _State.armed = tuple(one for one in _State.armed if one is not armed)
     if armed.what == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.kill(os.getpid(), signal.SIGTERM if armed.what == "term" else signal.SIGKILL)

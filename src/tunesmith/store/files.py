@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import StorageError
+from tunesmith.store.failpoints import reach
 
 __all__ = [
     "canonical_json",
     "flush_to_disk",
+    "put_back",
     "sha256_of_file",
     "sha256_of_json",
     "storage_errors",
@@ -49,6 +51,10 @@ _CAUSES = {
     errno.EFBIG: ("the file is larger than this system allows", "set another `workspace`"),
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
 }
+
+
+ASIDE = ".old"
+"""End of the name of a folder that is being replaced; it begins with a full stop."""
 
 
 @contextmanager
@@ -107,22 +113,49 @@ def writing(path: Path) -> Iterator[Path]:
 def writing_folder(place: Path) -> Iterator[Path]:
     """A temporary folder beside `place`; it takes that name when the block ends, and is removed when it fails.
 
-    The block flushes its files; the new name is flushed here. A folder of that name is replaced.
+    The block flushes its files; the new name is flushed here. A folder of that name is replaced: it is
+    set aside first, and `put_back` gives it its name again if the process dies before the new one has it.
 
     Raises:
         StorageError: the disk refuses.
     """
     half = place.with_name(f".{place.name}.part")
     with storage_errors(place):
+        put_back(place.parent, place.name)
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         try:
             yield half
-            shutil.rmtree(place, ignore_errors=True)
+            if place.is_dir():
+                os.replace(place, place.with_name(f".{place.name}{ASIDE}"))
+                reach("folder-aside")
             os.replace(half, place)
             flush_to_disk(place.parent)
         finally:
+            put_back(place.parent, place.name)
             shutil.rmtree(half, ignore_errors=True)
+
+
+def put_back(folder: Path, begins: str) -> None:
+    """Give folders their names back that `writing_folder` was killed while replacing.
+
+    To be called before what `writing_folder` made is looked for. What was replaced by then is removed.
+
+    Args:
+        folder: holds them; it need not be there.
+        begins: with what their names begin.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for aside in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not (aside.name.startswith(f".{begins}") and aside.name.endswith(ASIDE)):
+            continue
+        place = folder / aside.name[1 : -len(ASIDE)]
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(aside, place)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -3,17 +3,27 @@
 from tunesmith.telemetry.events import EventLog, Recorder, read_events
 from tunesmith.telemetry.metrics import METRICS, Metric, metric
 from tunesmith.telemetry.process import peak_rss_bytes
-from tunesmith.telemetry.progress import Bar, console, progress, silenced, visible
+from tunesmith.telemetry.progress import (
+    Bar,
+    Notes,
+    console,
+    point_nowhere,
+    progress,
+    silenced,
+    visible,
+)
 
 __all__ = [
     "METRICS",
     "Bar",
     "EventLog",
     "Metric",
+    "Notes",
     "Recorder",
     "console",
     "metric",
     "peak_rss_bytes",
+    "point_nowhere",
     "progress",
     "read_events",
     "silenced",

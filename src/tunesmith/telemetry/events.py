@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -85,10 +86,9 @@ class _Board:
                 fix="pip install 'tunesmith[train]'",
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._event = Event
         self._flushed_at = time.monotonic()
-        self._writer = RecordWriter(str(folder / name))
+        self._writer = RecordWriter(str(_new_file(folder)))
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
@@ -111,6 +111,13 @@ class _Board:
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._writer.write(event.SerializeToString())
+
+
+def _new_file(folder: Path) -> Path:
+    """A name as TensorBoard wants it; an attempt in the same second of the same process gets another one."""
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    paths = (folder / f"{name}.{number}" for number in itertools.count())
+    return next(path for path in paths if not path.exists())
 
 
 class Recorder:

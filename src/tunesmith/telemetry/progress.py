@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Bar", "console", "progress", "silenced", "visible"]
+__all__ = ["Bar", "Notes", "console", "point_nowhere", "progress", "silenced", "visible"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -29,12 +31,37 @@ _HARMLESS = frozenset("\n\t\u200c\u200d\u00ad")
 _silence: ContextVar[io.StringIO | None] = ContextVar("silence", default=None)
 
 
+class Notes(Console):
+    """A console on stderr that outlives its reader: the work goes on, unseen.
+
+    With `|& tee log`, Ctrl-C ends `tee` together with this process, which has to save yet. rich's own
+    console would exit with 1 at the next line.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Called when nobody reads any more: print nowhere from now on."""
+        self.quiet = True
+        point_nowhere(self.file)
+
+
+def point_nowhere(stream: IO[str]) -> None:
+    """Let what is written to a stream go to the null device, also what it could not bring out yet.
+
+    Nothing changes for a stream that is no file of the system.
+    """
+    with suppress(io.UnsupportedOperation):
+        number = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
 def console() -> Console:
     """The console that all progress and notes go to: stderr, so that stdout stays for results."""
     silence = _silence.get()
     if silence is not None:
         return Console(file=silence, highlight=False)
-    return Console(stderr=True, highlight=False)
+    return Notes(stderr=True, highlight=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.store import (
     flush_to_disk,
+    put_back,
     reach,
     sha256_of_file,
     sha256_of_json,
@@ -64,7 +65,7 @@ def save(
     """
     from safetensors.torch import save_file
 
-    place = folder / f"{PREFIX}{step:08d}"
+    place = _place(folder, step)
     with writing_folder(place) as half:
         reach("checkpoint-begin")
         save_file(dict(tensors), half / STATE)
@@ -79,12 +80,12 @@ def save(
 
 def is_any(folder: Path) -> bool:
     """Whether there is a checkpoint, whole or damaged."""
-    return any(folder.glob(f"{PREFIX}*"))
+    return bool(_newest_first(folder))
 
 
 def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; a damaged one is reported and the one before it taken."""
-    for place in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
+    for place in _newest_first(folder):
         checkpoint = _whole(place)
         if checkpoint is not None:
             return checkpoint
@@ -93,24 +94,44 @@ def latest(folder: Path) -> Checkpoint | None:
 
 def at_step(folder: Path, step: int) -> Checkpoint | None:
     """The checkpoint of a step; None when there is none, or it is damaged, which is reported."""
-    place = folder / f"{PREFIX}{step:08d}"
-    return _whole(place) if place.is_dir() else None
+    place = _place(folder, step)
+    return _whole(place) if place in _newest_first(folder) else None
 
 
-def prune(folder: Path, keep: int, best: int | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of the step `best`.
+def prune(folder: Path, saved: int, keep: int, best: int | None = None) -> None:
+    """Delete what a run needs no more, after a checkpoint was saved.
+
+    Of a later step than that there are only what an attempt before could not read and, if somebody put one
+    there, a whole one: those that are damaged are deleted, a whole one stays. Neither is among the `keep`.
+
+    Args:
+        folder: holds all checkpoints of a run.
+        saved: step of the checkpoint that was just saved.
+        keep: the newest so many up to that step stay.
+        best: that of this step stays too.
 
     Raises:
         StorageError: the disk refuses.
     """
-    newest_first = sorted(folder.glob(f"{PREFIX}*"), reverse=True)
-    best_name = "" if best is None else f"{PREFIX}{best:08d}"
     with storage_errors(folder):
+        newest_first = _newest_first(folder)
+        later = [place for place in newest_first if place.name > _place(folder, saved).name]
+        up_to_saved = newest_first[len(later) :]
+        stay = {*up_to_saved[:keep], *(() if best is None else (_place(folder, best),))}
         reach("prune-begin")
-        for place in newest_first[keep:]:
-            if place.name != best_name:
+        for place in (*filter(_is_damaged, later), *up_to_saved):
+            if place not in stay:
                 _delete(place)
         reach("prune-end")
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"{PREFIX}{step:08d}"
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    put_back(folder, PREFIX)
+    return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
 
 
 def _delete(place: Path) -> None:
@@ -124,10 +145,35 @@ def _delete(place: Path) -> None:
     doomed.rmdir()
 
 
+class _Damaged(Exception):
+    """What is read is not what was written, or a part of it is gone."""
+
+
 def _whole(place: Path) -> Checkpoint | None:
+    """What `_read` gives; None when it cannot be read, which is reported."""
+    try:
+        return _read(place)
+    except (OSError, _Damaged) as error:
+        console().print(f"checkpoint {place} is damaged and is not used: {error}", soft_wrap=True)
+        return None
+
+
+def _is_damaged(place: Path) -> bool:
+    """False also where the disk refuses to read it: it may be whole then."""
+    try:
+        _read(place)
+    except _Damaged:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _read(place: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    damages = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
     try:
         seal = json.loads((place / SEAL).read_text(encoding="utf-8"))
         sealed_sha256 = seal.pop("sha256")
@@ -137,8 +183,5 @@ def _whole(place: Path) -> Checkpoint | None:
             raise ValueError("its state.safetensors is not what was written")
         tensors = load_file(place / STATE)
         return Checkpoint(int(seal["step"]), tensors, seal["facts"], place)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        console().print(
-            f"checkpoint {place} is damaged ({error}); taking the one before it", soft_wrap=True
-        )
-        return None
+    except damages as error:
+        raise _Damaged(str(error)) from error

@@ -11,16 +11,7 @@ import numpy.typing as npt
 
 from tunesmith.train.tree import Branch, SegmentTree, branch_of
 
-__all__ = [
-    "FILLING",
-    "LEAST_POSITIONS",
-    "LOOKAHEAD_ROWS",
-    "Filler",
-    "Groups",
-    "Row",
-    "capacity_for",
-    "last_capacity",
-]
+__all__ = ["FILLING", "LEAST_POSITIONS", "Filler", "Groups", "Row", "capacity_for", "last_capacity"]
 
 FILLING = 2
 """Which rows meet in a micro batch: raised with the code, so that no run goes on from another layout."""

@@ -32,25 +32,25 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar, check
         checkpoints: folder for them.
         recorder: event log and curves.
         bar: progress; one unit is one optimizer step.
-        check: called between micro batches.
+        check: called between micro batches and layers.
 
     Raises:
         InterruptedRun: `check` raised `Stopped`; the state after the last whole step is saved.
         NotFinite: the loss or a gradient is not finite; a failure record beside the checkpoints shows it again.
         StorageError: a checkpoint cannot be written; the ones before are intact.
     """
-    plan, cadence = session.plan, session.plan.cadence
+    plan = session.plan
     saver = _Saver(session, checkpoints, recorder)
     try:
         if plan.resources.in_backward and not checkpoint.is_any(checkpoints):
             saver.save()  # A step that fails there can only be taken back from a checkpoint.
         _validate_if_due(session, recorder, bar, check)
+        _sample_if_due(session, recorder, bar, check)
         while session.step < plan.total_steps:
             _train_step(session, recorder, bar, check)
             _validate_if_due(session, recorder, bar, check)
+            _sample_if_due(session, recorder, bar, check)
             last = session.step == plan.total_steps
-            if cadence.sample_rows and (last or session.step % cadence.sample_steps == 0):
-                _show_samples(session, recorder, bar, check)
             if last or saver.is_due():
                 saver.save()
             if not last:
@@ -63,28 +63,35 @@ def fit(session: Session, checkpoints: Path, recorder: Recorder, bar: Bar, check
             fix=GO_ON,
         ) from None
     except NotFinite as found:
-        taken_back = _take_back(session, found, checkpoints, check)
-        raise explained(session, found, checkpoints.parent, taken_back=taken_back) from None
+        explained(session, found, checkpoints.parent)
+        if found.failure.split == "train" and plan.resources.in_backward:
+            bar.print(f"{found.what}; going back to the weights before that step, to record them")
+            _take_back(session, found, checkpoints, check)
+        raise found from None
 
 
-def _take_back(session: Session, found: NotFinite, checkpoints: Path, check: Check) -> bool:
-    """Undo the updates of a failed step whose optimizer works inside the backward pass.
+def _take_back(session: Session, found: NotFinite, checkpoints: Path, check: Check) -> None:
+    """Undo the updates of a failed step whose optimizer works inside the backward pass, and record it anew.
 
     The weights nearer to the output were updated before the fault was met. The last checkpoint and the
-    steps after it, run again, give the weights before the step, to the bit on a CPU. False when there
-    was nothing to undo, or no whole checkpoint to do it from.
+    steps after it, run again, give the weights before the step, to the bit on a CPU. When there is no
+    whole checkpoint, or the way back ends early, the record of the updated weights stays.
     """
-    failure = found.failure
-    if failure.split != "train" or not session.plan.resources.in_backward:
-        return False
     kept = checkpoint.latest(checkpoints)
     if kept is None:
-        return False
+        return
     session.optimizer.state.clear()  # First, so that no two copies of the moments are held.
     session.restore(kept)
-    while session.step < failure.step:
-        session.train_step(check)
-    return True
+    try:
+        while session.step < found.failure.step:
+            session.train_step(check)
+    except NotFinite as again:
+        found.why += (
+            f"; on the way back step {again.failure.step + 1} was not finite, which it was before: "
+            "this machine does not compute the same thing twice"
+        )
+        return
+    explained(session, found, checkpoints.parent, taken_back=True)
 
 
 def _train_step(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:
@@ -133,10 +140,16 @@ def _validate_if_due(session: Session, recorder: Recorder, bar: Bar, check: Chec
     bar.print(f"step {session.step}: validation loss {loss:.4f} nats a {session.objective.unit}")
 
 
-def _show_samples(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:
-    reach("samples-before")
-    show_samples(session, recorder, bar, check)
-    reach("samples-after")
+def _sample_if_due(session: Session, recorder: Recorder, bar: Bar, check: Check) -> None:
+    """Also on a resumed run, when the stop came before the samples were whole."""
+    step, cadence = session.step, session.plan.cadence
+    if not cadence.sample_rows or step in (0, session.sampled):
+        return
+    if step == session.plan.total_steps or step % cadence.sample_steps == 0:
+        reach("samples-before")
+        show_samples(session, recorder, bar, check)
+        session.sampled = step
+        reach("samples-after")
 
 
 class _Saver:
@@ -168,5 +181,5 @@ class _Saver:
         self._saved_at = time.monotonic()
         best = session.best()
         keep = session.plan.cadence.keep_checkpoints
-        checkpoint.prune(self._folder, keep, None if best is None else best[0])
+        checkpoint.prune(self._folder, session.step, keep, None if best is None else best[0])
         self._recorder.note("checkpoint", step=session.step, name=place.name)

@@ -26,6 +26,7 @@ __all__ = [
     "as_facts",
     "best_seconds",
     "epoch_seconds",
+    "is_widened",
     "micro_batch_sizes",
     "sensible",
     "smallest_near_best",
@@ -35,7 +36,7 @@ __all__ = [
 
 NEAR = 1.05
 """What is within 5 % of the best is as good: the smaller setting leaves more to others."""
-NEAR_FOR_LITTLE_MEMORY = 1.10
+NEAR_FOR_LITTLE_MEMORY = 1.25
 """The same for QLoRA: who rounds weights to save memory would rather wait a little than need more."""
 LEAST, MOST = 256, 4_096
 """Micro batches that are tried. Smaller ones spend their time on kernel starts, larger ones only memory."""
@@ -87,6 +88,11 @@ def best_seconds(
             best[setting] = min(best[setting], timing(setting))
         rounds += 1
     return best
+
+
+def is_widened(kind: str, precision: str) -> bool:
+    """Whether a method's frozen weights are made dense for each product: NF4 always, 16 bits for fp32."""
+    return kind == "qlora" or (kind == "lora" and precision == "fp32")
 
 
 class LayerClock:
@@ -147,7 +153,8 @@ class LayerClock:
             up = up * gate
 
     def _dense(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.to(self.dtype) if self.is_widened else weight
+        # A copy also from bf16 to bf16: NF4 weights become dense in bf16 too.
+        return weight.to(self.dtype, copy=True) if self.is_widened else weight
 
     def _ones(self, rows: int, columns: int) -> torch.Tensor:
         import torch

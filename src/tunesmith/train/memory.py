@@ -54,7 +54,9 @@ TRIAL_PART = 8
 
 
 def memory_budget(memory_gib: float | None, device: str) -> int:
-    """Bytes that this process may take in all: what the user allows, or 0.9 of what is free and what it has."""
+    """Bytes that this process may take in all: what the user allows; or, beside what it has, nine tenths of
+    what is free (in a container: of what is left of its limit).
+    """
     if memory_gib is not None:
         return int(memory_gib * GIB)
     return int(FREE_SHARE * memory_left(device)) + process_bytes(device)

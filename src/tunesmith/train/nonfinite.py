@@ -13,7 +13,7 @@ from tunesmith.errors import TrainingError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Failure", "Finding", "NotFinite", "locate", "locate_in"]
+__all__ = ["Failure", "Finding", "NotFinite", "locate_in"]
 
 LOSS = "loss and head"
 """Name of what comes after the last layer, when a gradient leaves it that is not finite."""
@@ -279,9 +279,9 @@ def _bad_weights(model: Any) -> Iterator[str]:
     named = 0
     for name, parameter in model.named_parameters():
         # A weight that is kept in 16 bits is held as integers, and `narrow` is its numbers.
-        layer = model.get_submodule(name.rpartition(".")[0])
-        value = getattr(layer, "narrow", None)
-        value = parameter.detach() if value is None else value
+        place, _, leaf = name.rpartition(".")
+        narrow = getattr(model.get_submodule(place), "narrow", None) if leaf == "weight" else None
+        value = parameter.detach() if narrow is None else narrow
         if value.is_floating_point() and not _is_finite(value):
             yield name
             named += 1

@@ -19,14 +19,7 @@ from tunesmith.registry import Table
 if TYPE_CHECKING:
     from tunesmith.config import OptimizerConfig
 
-__all__ = [
-    "OPTIMIZERS",
-    "AdamW8bit",
-    "BackwardOptimizer",
-    "RoundingAdamW",
-    "build_optimizer",
-    "gradient_norm",
-]
+__all__ = ["OPTIMIZERS", "build_optimizer"]
 
 Groups = list[dict[str, Any]]
 
@@ -91,12 +84,6 @@ def adamw_8bit_of(groups: Groups, config: OptimizerConfig) -> AdamW8bit:
 
 def _is_half(groups: Groups) -> bool:
     return any(p.dtype in (torch.bfloat16, torch.float16) for g in groups for p in g["params"])
-
-
-def gradient_norm(gradients: Sequence[Tensor]) -> float:
-    """Global 2-norm of all gradients."""
-    norms = [torch.linalg.vector_norm(grad).float() for grad in gradients]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 class RoundingAdamW(torch.optim.Optimizer):

@@ -28,7 +28,7 @@ def quantised_base(session: Session, check: Check = go_on) -> dict[str, Any] | N
 
     Args:
         session: with the weights that are sealed.
-        check: called before each micro batch; what it raises ends the validation.
+        check: called before each micro batch and each layer; what it raises ends the validation.
     """
     config = session.plan.method
     if not isinstance(config, QloraMethod):

@@ -18,6 +18,7 @@ import numpy as np
 from tunesmith.errors import ArtifactError, MissingError, StorageError
 from tunesmith.store import (
     flush_to_disk,
+    put_back,
     sha256_of_file,
     sha256_of_json,
     write_atomically,
@@ -146,6 +147,7 @@ def read_record(place: Path) -> FailureRecord:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    put_back(place.parent, place.name)
     if not (place / FACTS).is_file():
         raise MissingError(
             f"{place} is no failure record",
@@ -256,7 +258,7 @@ def _sentence(finding: Finding | None, session: Session, taken_back: bool) -> st
     if finding is None and session.plan.resources.in_backward and not taken_back:
         return (
             "run a second time it was finite: weights nearer to the output were updated by then, as "
-            "train.optimizer.in_backward has it, and no checkpoint was there to take that back"
+            "train.optimizer.in_backward has it, and that could not be taken back"
         )
     if finding is None:
         return "run a second time it was finite: this machine does not compute the same thing twice"

@@ -223,7 +223,7 @@ def _micro_batch(
     fitting = [s for s in sizes if need_of(replace(start, micro_batch_tokens=s)) <= budget]
     sizes = fitting or sizes[:1]
     kind = config.method.kind
-    is_widened = kind != "full" and precision == "fp32"
+    is_widened = measure.is_widened(kind, precision)
     clock = measure.LayerClock(shape, precision, asked.device, is_widened)
     layer = measure.best_seconds(sizes, clock.tokens, seconds=MICRO_SECONDS)
     seconds = measure.epoch_seconds(layer, positions)

@@ -12,15 +12,7 @@ from tunesmith.errors import DataError, TrainingError, listed
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.train.masks import MIN_STOPPED_SHARE, MaskFigures, judge
 
-__all__ = [
-    "Conversation",
-    "EncodedRows",
-    "LongRowPolicy",
-    "TokenRow",
-    "check_masks",
-    "encode_rows",
-    "read_conversations",
-]
+__all__ = ["EncodedRows", "LongRowPolicy", "TokenRow", "check_masks", "encode_rows"]
 
 LongRowPolicy = Literal["refuse", "drop", "cut_prompt"]
 

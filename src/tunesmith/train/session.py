@@ -43,6 +43,7 @@ class Session:
         tokens: row tokens seen, without padding.
         trained_tokens: labels seen.
         seconds: time spent in steps, over all attempts.
+        sampled: the last step after which sample answers were shown.
     """
 
     plan: TrainPlan
@@ -55,6 +56,7 @@ class Session:
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
+    sampled: int = 0
     validation: list[tuple[int, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     """What else the objective measured in the last step, by name."""
@@ -197,6 +199,7 @@ class Session:
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds,
+            "sampled": self.sampled,
             "validation": self.validation,
             "conditions": self.conditions,
             "changes": self.changes,
@@ -225,6 +228,7 @@ class Session:
         self.tokens = checkpoint.facts["tokens"]
         self.trained_tokens = checkpoint.facts["trained_tokens"]
         self.seconds = checkpoint.facts["seconds"]
+        self.sampled = checkpoint.facts.get("sampled", self.step)
         self.validation = [
             (int(step), float(loss)) for step, loss in checkpoint.facts["validation"]
         ]

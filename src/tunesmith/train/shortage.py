@@ -56,7 +56,11 @@ class Shortage:
     def error(self, needed_bytes: int, how: str) -> StepTooLarge:
         """What it needs, known by `how` ("measured" or "predicted"), and every setting that may help."""
         resources = self.plan.resources
-        source = "train.memory_gib" if resources.is_budget_set else "nine tenths of what is free"
+        source = (
+            "train.memory_gib"
+            if resources.is_budget_set
+            else "nine tenths of what was free, and what the process had"
+        )
         known = "measured" if how == "measured" else "predicted from a small trial"
         what = (
             f"a training step needs {needed_bytes / GIB:.2f} GiB ({known}); it may take "

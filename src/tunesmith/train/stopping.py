@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -35,7 +35,10 @@ class StopSignal:
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = signal.Signals(number).name
-        os.write(2, b"\nstopping; press Ctrl-C again to stop without saving\n")
+        # Raised from here, an error would come out of whatever line runs now. With `|& tee log` the
+        # same Ctrl-C ends `tee`, and stderr has no reader any more.
+        with suppress(OSError):
+            os.write(2, b"\nstopping; press Ctrl-C again to stop without saving\n")
 
     def check(self) -> None:
         """Called between micro batches and between their layers.

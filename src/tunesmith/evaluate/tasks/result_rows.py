@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-__all__ = ["RELATIVE_TOLERANCE", "same_rows"]
+__all__ = ["same_rows"]
 
 RELATIVE_TOLERANCE = 1e-9
 

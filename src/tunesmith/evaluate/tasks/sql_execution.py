@@ -15,7 +15,7 @@ from tunesmith.evaluate.tasks.query_runner import QueryFailed, QueryRows, QueryR
 from tunesmith.evaluate.tasks.result_rows import same_rows
 from tunesmith.registry import nearest
 
-__all__ = ["MAX_REFERENCE_ROWS", "SqlExecution", "query_in"]
+__all__ = ["SqlExecution", "query_in"]
 
 MAX_REFERENCE_ROWS = 100_000
 _SHOWN_ROWS = 4

@@ -1,9 +1,10 @@
 """The two halves of a Llama-shaped decoder layer, each as one autograd function.
 
-Kept for the backward pass: the input (which the layer below holds anyway), the joint projections
-and the adapters' small products. The normed rows, the product of SwiGLU (Shazeer 2020, arXiv
-2002.05202) and everything inside attention are made again: that costs less time than it saves
-memory, and all that is kept has the same size in every step.
+Kept for the backward pass: the input (which the layer below holds anyway), its norm's factor a
+position, the joint projections, the adapters' small products and, where the C++ kernels run, the
+logarithm of the softmax's sum for each head and position. The normed rows, the product of SwiGLU
+(Shazeer 2020, arXiv 2002.05202), scores, weights and output of attention are made again. What is
+kept grows with the positions of the micro batch and with nothing else.
 """
 
 from __future__ import annotations

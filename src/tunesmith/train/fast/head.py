@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.half import slabs
+from tunesmith.models.memory import HEAD_CHUNK_ROWS
 from tunesmith.train.fast.kernels import find_kernels
 
-__all__ = ["PLAIN", "LogitForm", "head_logps", "head_loss", "weighted_head_loss"]
-
-CHUNK_ROWS = 128
-"""Rows of logits alive at once."""
+__all__ = ["LogitForm", "head_logps", "head_loss", "weighted_head_loss"]
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,10 @@ def _chunked(
     """(k,) cross-entropies; the gradient of their sum by shares goes to `grad`, (k, d)."""
     positions, labels, shares = answers
     rows = hidden.index_select(0, positions)
-    logits = rows.new_empty(min(CHUNK_ROWS, rows.shape[0]), weight.shape[0])
+    logits = rows.new_empty(min(HEAD_CHUNK_ROWS, rows.shape[0]), weight.shape[0])
     losses = hidden.new_empty(labels.shape, dtype=torch.float32)
-    for start in range(0, rows.shape[0], CHUNK_ROWS):
-        part = slice(start, min(start + CHUNK_ROWS, rows.shape[0]))
+    for start in range(0, rows.shape[0], HEAD_CHUNK_ROWS):
+        part = slice(start, min(start + HEAD_CHUNK_ROWS, rows.shape[0]))
         chunk = logits[: part.stop - start]
         for columns, slab in slabs(weight, chunk.dtype):
             torch.mm(rows[part], slab.t(), out=chunk[:, columns])

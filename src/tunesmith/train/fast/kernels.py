@@ -124,22 +124,26 @@ def _load() -> ctypes.CDLL | str:
     library = folder / f"{NAME}.so"
     try:
         if not library.is_file():
-            _compile(folder)
+            _compile(library)
         return ctypes.CDLL(str(library))
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         reason = str(error).strip() or type(error).__name__
         return f"they did not compile: {reason.splitlines()[0]}"
 
 
-def _compile(folder: Path) -> None:
-    """Build in a folder of its own, so that a library with the final name is always whole."""
+def _compile(library: Path) -> None:
+    """Build in a folder of its own, so that a library with the final name is always whole.
+
+    A folder that has lost its library (something tidied the cache) is replaced.
+    """
     import ninja
     from torch.utils import cpp_extension
 
+    folder = library.parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     console().print("compiling the CPU kernels for this processor, once (a few seconds)")
     with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        if folder.is_dir():
+        if library.is_file():
             return
         path = os.environ.get("PATH", "")
         os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, path))
@@ -155,7 +159,8 @@ def _compile(folder: Path) -> None:
         finally:
             os.environ["PATH"] = path
         # The loader numbers what it builds under one name with other flags in the same process.
-        os.replace(next(Path(place).glob(f"{NAME}*.so")), Path(place) / f"{NAME}.so")
+        os.replace(next(Path(place).glob(f"{NAME}*.so")), Path(place) / library.name)
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(place, folder)
         Path(place).mkdir()  # the context removes it
 

@@ -2,8 +2,9 @@
 
 Segments are gathered into rectangles of similar lengths (so that a short row does no long row's
 work), rotated, multiplied, and put back. The keys of a segment's ancestors stand before its own.
-With grouped queries the query heads of one key head are stacked, so keys are never repeated. Rows
-that only pad a rectangle are zero and lie after every real row: a causal mask hides them.
+With grouped queries the query heads of one key head are stacked, so keys are not repeated; for a
+long segment's streaming kernel they are, and its queries are padded to a square. Rows that only pad
+a rectangle's end are zero and lie after every real row: a causal mask hides them.
 """
 
 from __future__ import annotations

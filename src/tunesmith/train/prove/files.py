@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.train.rows import TokenRow
     from tunesmith.train.session import Session
 
-__all__ = [
-    "load_saved",
-    "logits_of",
-    "merged_equals",
-    "resumed_equals",
-    "saved_equals",
-]
+__all__ = ["load_saved", "merged_equals", "resumed_equals", "saved_equals"]
 
 STEPS_BEFORE = 2
 STEPS_AFTER = 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.train.filling import capacity_for
 from tunesmith.train.packing import IGNORED, Groups, MicroBatch, Row, Step, pack, plan_epoch
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOOR",
-    "NOISE_MULTIPLE",
     "Gradients",
     "Noise",
     "PlainGradients",
@@ -49,6 +49,9 @@ must not hide one of another."""
 SMALL_TENSOR = 1e-3
 """A tensor's difference is taken relative to its own norm, or to this share of the largest norm: the
 gradient of a tensor that hardly has any is all rounding."""
+
+LEAST_TOKENS = 16
+"""Size of the smallest micro batch; the others are twice, four times, ... that."""
 
 AWAKE_STD = 0.01
 """Standard deviation that a zero tensor gets, about what training gives it."""
@@ -224,7 +227,7 @@ def limit_of(noise: float, precision: str = "fp32") -> float:
 def one_by_one(rows: Sequence[Row], groups: Groups | None = None) -> list[MicroBatch]:
     """Each row (or group) in a micro batch of its own, with nothing shared."""
     together = [(index,) for index in range(len(rows))] if groups is None else groups
-    sizes = [_round_up(sum(len(rows[index][0]) for index in group)) for group in together]
+    sizes = [_capacity(sum(len(rows[index][0]) for index in group)) for group in together]
     return [
         batch
         for place, size in enumerate(sizes)
@@ -242,13 +245,13 @@ def plans(
     positions = sum(len(tokens) for tokens, _ in rows)
     together = [(index,) for index in range(len(rows))] if groups is None else groups
     longest = max(sum(len(rows[index][0]) for index in group) for group in together)
-    whole = _one_step(rows, groups, _round_up(positions), (seed, 0))
+    whole = _one_step(rows, groups, _capacity(positions), (seed, 0))
     taken = max(int((batch.segment_ids >= 0).sum()) for batch in whole.micro_batches)
-    sizes = {_round_up(longest), max(longest, -(-taken // 2))}
+    sizes = {_capacity(longest), max(longest, -(-taken // 2))}
     splits = []
     for number, size in enumerate(sorted(sizes), 1):
         step = _one_step(rows, groups, size, (seed, number))
-        splits.append((f"{len(step.micro_batches)} x {size}", step))
+        splits.append((f"{len(step.micro_batches)} of at most {size}", step))
     return whole, splits
 
 
@@ -267,8 +270,5 @@ def _one_step(rows: Sequence[Row], groups: Groups | None, size: int, draw: tuple
     return step
 
 
-def _round_up(tokens: int) -> int:
-    size = 16
-    while size < tokens:
-        size *= 2
-    return size
+def _capacity(tokens: int) -> int:
+    return capacity_for(LEAST_TOKENS, tokens)

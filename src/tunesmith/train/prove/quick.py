@@ -16,7 +16,7 @@ from tunesmith.train.masks import MIN_STOPPED_SHARE, Verdict
 from tunesmith.train.prove.report import Finding, Ledger
 from tunesmith.train.rows import TokenRow
 
-__all__ = ["Judged", "judge_dataset", "take_row_proofs"]
+__all__ = ["Judged", "take_row_proofs"]
 
 SPLITS = ("train", "validation")
 SHOWN_ROWS = 5
@@ -49,6 +49,13 @@ class Judged:
             if not verdict.right or not any(row.trained[1:]):
                 bad.add(row.line)
         return {line: size for line, size in sizes.items() if line not in bad}
+
+    @property
+    def stopped_share(self) -> float:
+        """Share of rows whose answers all end with a trained stop token; 1 without rows."""
+        if not self.verdicts:
+            return 1.0
+        return sum(verdict.stopped for verdict in self.verdicts) / len(self.verdicts)
 
 
 def judge_dataset(recipe: Recipe, dataset: Artifact, renderer: ChatRenderer) -> dict[str, Judged]:
@@ -125,6 +132,8 @@ def _mask_finding(found: Mapping[str, Judged], spelled: str) -> Finding:
 
 
 def _stop_finding(found: Mapping[str, Judged]) -> Finding:
+    # Of the worse split: training looks at each by itself.
+    share = min((judged.stopped_share for judged in found.values()), default=1.0)
     count = sum(len(judged.rows) for judged in found.values())
     endless = [
         f"{judged.path.name}:{row.line}"
@@ -132,7 +141,6 @@ def _stop_finding(found: Mapping[str, Judged]) -> Finding:
         for row, verdict in zip(judged.rows, judged.verdicts, strict=True)
         if not verdict.stopped
     ]
-    share = (count - len(endless)) / max(count, 1)
     detail = f"{count - len(endless):,} of {count:,} rows"
     if endless:
         more = f" and {len(endless) - SHOWN_LINES} more" if len(endless) > SHOWN_LINES else ""
@@ -141,7 +149,7 @@ def _stop_finding(found: Mapping[str, Judged]) -> Finding:
         ok=share >= MIN_STOPPED_SHARE,
         figure=share,
         limit=MIN_STOPPED_SHARE,
-        unit="of rows, at least",
+        unit="of each split's rows, at least",
         detail=detail,
         why="the model would not learn to end its answers",
         remedy="use a model whose chat template closes the assistant's turn: --set model.base=FOLDER",

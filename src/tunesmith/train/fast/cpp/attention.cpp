@@ -8,7 +8,7 @@
 
 namespace {
 
-// exp(score - peak) down `VECTORS` vectors of columns; sums and peak + log2(sum) a column.
+// 2^(score - peak) down `VECTORS` vectors of columns; `sums` gets a column's sum, `logs` its peak.
 template <int VECTORS>
 void soften(float* scores, int64_t keys, float* sums, float* logs) {
     Vec most[VECTORS], sum[VECTORS];

@@ -1,9 +1,9 @@
 // Vectors, number formats and threads of the training kernels.
 //
 // Plain C functions on raw pointers, called through ctypes: no torch header, so the files compile in
-// seconds. Arithmetic is float32 whatever the storage. Every output element is made by one thread in
-// a fixed order, so results do not depend on the number of threads. NaN and infinity pass through:
-// the files must not be compiled with -ffinite-math-only.
+// seconds. Arithmetic is float32 whatever the storage. Every output element is made by one thread, or
+// added up in a fixed order, so results do not depend on the number of threads. NaN and infinity pass
+// through: the files must not be compiled with -ffinite-math-only.
 
 #pragma once
 
@@ -29,8 +29,9 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// How many threads a kernel may use: torch's number, set before each call.
-inline int threads = 1;
+// How many threads a kernel may use: torch's number, set before each call. Hidden: otherwise all
+// libraries in the process that have a `threads` would share one.
+__attribute__((visibility("hidden"))) inline int threads = 1;
 
 namespace {
 
