@@ -63,6 +63,12 @@ def _values(records: Records, scenario: str, key: str, unit: float) -> dict[str,
     return found
 
 
+def whole_step(run: dict[str, Any]) -> float:
+    """Median seconds of the steps but the first (cold) and the last (what is left); of two the first."""
+    seconds = run["step_seconds"]
+    return statistics.median(seconds[1:-1] or seconds[:1])
+
+
 def growth(records: Records, path: Path) -> None:
     """Time and memory over each axis, both logarithmic, with a dashed line of slope one."""
     from matplotlib.figure import Figure
@@ -78,10 +84,9 @@ def growth(records: Records, path: Path) -> None:
         points = sorted((r for r in runs if r["note"] == name), key=lambda r: r["settings"][name])
         wide = name == "width"
         x = [p["parameters"] / 1e9 if wide else p["settings"][name] for p in points]
-        for row, (key, unit, shown) in enumerate(
-            (("seconds_a_step", 1, "seconds a step"), ("peak_tree_bytes", 2**30, "peak GiB"))
-        ):
-            y = [p[key] / unit for p in points]
+        time = [whole_step(p) for p in points]
+        peak = [p["peak_tree_bytes"] / 2**30 for p in points]
+        for row, (y, shown) in enumerate(((time, "seconds a step"), (peak, "peak GiB"))):
             axis = axes[row][column]
             axis.loglog(x, y, "o-", color=OURS)
             axis.loglog(x, [y[-1] * one / x[-1] for one in x], "--", color=THEIRS)

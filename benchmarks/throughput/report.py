@@ -373,7 +373,7 @@ def _growth(records: Records) -> list[str]:
     lines = ["# Growth of a training step", "", *_machine(records), ""]
     lines += [
         f"Random weights of the Llama shape, LoRA, one micro batch a step ({base}; one axis changes at a time). The time is",
-        "that of the fastest step after the first. *exponent*: slope of log time over the log of the axis, by least",
+        "the median of the steps but the first, which starts cold, and the last, which holds what is left (of two steps the first). *exponent*: slope of log time over the log of the axis, by least",
         "squares; *top*: between the last two points; *what is added*: of what time and memory have above the first",
         "point's, over what the axis has above it, so that what every step costs does not hide the growth.",
         *(
@@ -389,7 +389,7 @@ def _growth(records: Records) -> list[str]:
         for run in sorted(_axis(runs, axis), key=lambda r: r["settings"][axis]):
             lines.append(
                 f"| {axis} | {run['settings'][axis]} | {run['parameters'] / 1e6:.0f}M | {run['precision']} "
-                f"| {run['tokens_seen'] // run['steps']} | {run['seconds_a_step']:.2f} "
+                f"| {run['tokens_seen'] // run['steps']} | {plots.whole_step(run):.2f} "
                 f"| {run['peak_tree_bytes'] / GIB:.2f} GiB |"
             )
     lines += ["", "| axis | time: exponent | time: top | time: added | memory: added |"]
@@ -398,7 +398,8 @@ def _growth(records: Records) -> list[str]:
         points = sorted(_axis(runs, axis), key=lambda r: r["settings"][axis])
         if len(points) > 1:
             x = [p["parameters"] if axis == "width" else p["settings"][axis] for p in points]
-            time, peak = ([p[k] for p in points] for k in ("seconds_a_step", "peak_tree_bytes"))
+            time = [plots.whole_step(p) for p in points]
+            peak = [p["peak_tree_bytes"] for p in points]
             shown = f"{axis} (over parameters)" if axis == "width" else axis
             lines.append(
                 f"| {shown} | {plots.slope(x, time):.2f} | {plots.slope(x[-2:], time[-2:]):.2f} "

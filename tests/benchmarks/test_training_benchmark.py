@@ -111,3 +111,11 @@ def test_every_contestant_of_every_scenario_can_be_run(tmp_path: Path) -> None:
         assert json.loads(json.dumps([one.settings for one in made]))
         assert name in scenarios.SIZES
         assert name in scenarios.QUICK
+
+
+def test_the_time_of_growth_is_that_of_whole_warm_steps() -> None:
+    import plots
+
+    assert plots.whole_step({"step_seconds": [9.0, 4.0, 4.2, 1.7]}) == pytest.approx(4.1)
+    assert plots.whole_step({"step_seconds": [9.0, 4.0, 1.7]}) == 4.0
+    assert plots.whole_step({"step_seconds": [9.0, 1.7]}) == 9.0
