@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tunesmith.models.load import save_model
-from tunesmith.store import Artifact, Run
+from tunesmith.store import Artifact, Run, failpoints
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_base import save_small_base, sealed_sums
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +70,31 @@ def dataset(tmp_path_factory) -> Artifact:
     ]
     validation = [chat(f"what is {a} plus {a}?", f"the sum is {a + a}.") for a in range(20, 28)]
     return seal_dataset(tmp_path_factory.mktemp("dataset") / "data", train, validation)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    return save_small_base(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Artifact:
+    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
+
+
+@pytest.fixture(autouse=True)
+def _disarmed():
+    yield
+    failpoints.arm("")
+
+
+@pytest.fixture
+def _survives_sigterm():
+    """So that a signal that nobody catches fails a test and does not end all of them."""
+
+    def unheard(number, frame):
+        raise AssertionError("nobody caught the signal")
+
+    before = signal.signal(signal.SIGTERM, unheard)
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -127,3 +127,29 @@ def sealed_sums(folder: Path, train: int = 36, validation: int = 6) -> Any:
         for name in ("validation", "test"):
             at.write_text(f"{name}.jsonl", "".join(row(i + 50, i) for i in range(validation)))
         return at.finish({"name": "sums", "rows": {}, "databases": []})
+
+
+def values(base: Path, **train: Any) -> dict[str, Any]:
+    """A recipe for short steps, with whatever of `train` is given instead."""
+    settings = {
+        "epochs": 2,
+        "batch_tokens": 256,
+        "micro_batch_tokens": 128,
+        "precision": "fp32",
+        "threads": 1,
+        "sample_rows": 0,
+        "validate_every_steps": 2,
+        "checkpoint_every_steps": 1,
+        "method": {"kind": "lora", "rank": 2},
+    }
+    return {"model": {"base": str(base)}, "train": {**settings, **train}}
+
+
+def train(place: Path, rows: Any, recipe: dict[str, Any]) -> Any:
+    """Trains in this process, or goes on; the sealed run."""
+    from tunesmith.config import recipe_from
+    from tunesmith.store import Run
+    from tunesmith.train import run
+
+    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
+        return run(recipe_from(recipe), at, rows).artifact

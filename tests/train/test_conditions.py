@@ -12,51 +12,15 @@ import pytest
 
 from tunesmith.config import recipe_from
 from tunesmith.errors import StorageError
-from tunesmith.store import Artifact, Run, failpoints
-from tunesmith.train import checkpoint, run
+from tunesmith.store import Artifact, failpoints
+from tunesmith.train import checkpoint
 from tunesmith.train.fast.kernels import why_not
 from tunesmith.train.identity import changes_of
 from tunesmith.train.plan import plan_training
 from tunesmith.train.session import Session, build
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import TRAIN_SCRIPT, save_small_base, sealed_sums
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base") / "base")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Artifact:
-    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
-
-
-@pytest.fixture(autouse=True)
-def _disarmed():
-    yield
-    failpoints.arm("")
-
-
-def values(base: Path, **train) -> dict:
-    settings = {
-        "epochs": 2,
-        "batch_tokens": 256,
-        "micro_batch_tokens": 128,
-        "precision": "fp32",
-        "threads": 1,
-        "sample_rows": 0,
-        "validate_every_steps": 2,
-        "checkpoint_every_steps": 1,
-        "method": {"kind": "lora", "rank": 2},
-    }
-    return {"model": {"base": str(base)}, "train": {**settings, **train}}
-
-
-def train(place: Path, rows: Artifact, recipe: dict) -> Artifact:
-    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
-        return run(recipe_from(recipe), at, rows).artifact
+from small_base import TRAIN_SCRIPT, train, values
 
 
 def session_of(base: Path, rows: Artifact) -> Session:

@@ -24,45 +24,9 @@ from tunesmith.train.session import Session, build
 from tunesmith.train.stopping import Stopped, StopSignal
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import TRAIN_SCRIPT, save_small_base, sealed_pairs, sealed_sums, write_sums
+from small_base import TRAIN_SCRIPT, sealed_pairs, sealed_sums, train, values, write_sums
 
 CHECKPOINTS = Path("scratch/checkpoints")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base") / "base")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Artifact:
-    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
-
-
-@pytest.fixture(autouse=True)
-def _disarmed():
-    yield
-    failpoints.arm("")
-
-
-def values(base: Path, **train) -> dict:
-    settings = {
-        "epochs": 2,
-        "batch_tokens": 256,
-        "micro_batch_tokens": 128,
-        "precision": "fp32",
-        "threads": 1,
-        "sample_rows": 0,
-        "validate_every_steps": 2,
-        "checkpoint_every_steps": 1,
-        "method": {"kind": "lora", "rank": 2},
-    }
-    return {"model": {"base": str(base)}, "train": {**settings, **train}}
-
-
-def train(place: Path, rows: Artifact, recipe: dict) -> Artifact:
-    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
-        return run(recipe_from(recipe), at, rows).artifact
 
 
 def session_of(base: Path, rows: Artifact, **changes) -> Session:
@@ -179,18 +143,6 @@ PREPARED = {
     "max_steps": 2,
 }
 """Reference log-probabilities and the frozen layers' states are computed before the first step."""
-
-
-@pytest.fixture
-def _survives_sigterm():
-    """So that a signal that nobody catches fails a test and does not end all of them."""
-
-    def unheard(number, frame):
-        raise AssertionError("nobody caught the signal")
-
-    before = signal.signal(signal.SIGTERM, unheard)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("_survives_sigterm")

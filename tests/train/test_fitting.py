@@ -23,12 +23,7 @@ from tunesmith.train.plan import TrainPlan, plan_training
 from tunesmith.train.session import load
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, sealed_pairs, sealed_sums
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base") / "base")
+from small_base import sealed_pairs, sealed_sums
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +148,6 @@ def test_without_fit_no_rung_is_taken(base, rows):
     taken, error = climbed(base, rows, fit=False)
     assert taken == []
     assert "--fit" in error.fix
-
-
-@pytest.fixture(autouse=True)
-def _disarmed():
-    yield
-    failpoints.arm("")
 
 
 def train(place: Path, rows, recipe: dict):

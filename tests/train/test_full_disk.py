@@ -14,14 +14,15 @@ import pytest
 
 from tunesmith.config import recipe_from
 from tunesmith.errors import StorageError
-from tunesmith.store import Artifact, Run, failpoints
-from tunesmith.train import checkpoint, references, run, trunk_cache
+from tunesmith.store import Artifact, failpoints
+from tunesmith.train import checkpoint, references, trunk_cache
 from tunesmith.train.nonfinite import NotFinite
 from tunesmith.train.plan import plan_training
 from tunesmith.train.session import load
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, sealed_pairs, sealed_sums
+import small_base
+from small_base import sealed_pairs, sealed_sums, train
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +31,6 @@ PREPARED = {
     "method": {"kind": "lora", "rank": 2, "layers": 1},
     "trunk_cache": "disk",
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +71,10 @@ def disk(tmp_path) -> Iterator[SmallDisk]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def values(base: Path, **train) -> dict:
-    settings = {
-        "epochs": 2,
-        "batch_tokens": 256,
-        "micro_batch_tokens": 128,
-        "precision": "fp32",
-        "threads": 1,
-        "sample_rows": 1,
-        "sample_every_steps": 2,
-        "validate_every_steps": 2,
-        "checkpoint_every_steps": 1,
-        "keep": "best",
-        "method": {"kind": "lora", "rank": 2},
-    }
-    return {"model": {"base": str(base)}, "train": {**settings, **train}}
-
-
-def train(place: Path, rows: Artifact, recipe: dict) -> Artifact:
-    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
-        return run(recipe_from(recipe), at, rows).artifact
+def values(base: Path, **settings) -> dict:
+    """With all that writes: samples, and a best checkpoint beside the last ones."""
+    writing = {"sample_rows": 1, "sample_every_steps": 2, "keep": "best"}
+    return small_base.values(base, **{**writing, **settings})
 
 
 def adapter(artifact: Artifact) -> bytes:

@@ -25,7 +25,7 @@ from tunesmith.train.session import Session, build
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fast_models as tiny
-from small_base import save_small_base, sealed_sums
+from small_base import save_small_base
 
 from tunesmith.train import fast
 
@@ -35,11 +35,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:Futu
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return save_small_base(tmp_path_factory.mktemp("base") / "base", layers=4)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Artifact:
-    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
 
 
 def with_bad_weight(base: Path, folder: Path, name: str, value: float) -> Path:

@@ -18,7 +18,7 @@ from tunesmith.train.dpo import Dpo
 from tunesmith.train.prove import prove
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import pair, save_small_base
+from small_base import pair
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +31,6 @@ SETTINGS = {
     "method": {"kind": "lora", "rank": 4},
     "objective": {"kind": "dpo"},
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture(scope="module")

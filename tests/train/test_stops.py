@@ -12,53 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.config import recipe_from
 from tunesmith.errors import InterruptedRun
-from tunesmith.store import Artifact, Run, failpoints
+from tunesmith.store import failpoints
 from tunesmith.telemetry import read_events
-from tunesmith.train import checkpoint, run
+from tunesmith.train import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, sealed_sums, write_sums
+import small_base
+from small_base import train, write_sums
 
 CHECKPOINTS = Path("scratch/checkpoints")
 PROGRAM = Path(sys.executable).with_name("tunesmith")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_small_base(tmp_path_factory.mktemp("base") / "base")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Artifact:
-    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
-
-
-@pytest.fixture(autouse=True)
-def _disarmed():
-    yield
-    failpoints.arm("")
-
-
-def values(base: Path, **train) -> dict:
-    settings = {
-        "epochs": 2,
-        "batch_tokens": 256,
-        "micro_batch_tokens": 256,
-        "precision": "fp32",
-        "threads": 1,
-        "sample_rows": 0,
-        "validate_every_steps": 100_000,
-        "checkpoint_every_steps": 100_000,
-        "method": {"kind": "lora", "rank": 2},
-    }
-    return {"model": {"base": str(base)}, "train": {**settings, **train}}
-
-
-def train(place: Path, rows: Artifact, recipe: dict) -> Artifact:
-    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
-        return run(recipe_from(recipe), at, rows).artifact
+def values(base: Path, **settings) -> dict:
+    """Validations and checkpoints at the end alone."""
+    seldom = {"validate_every_steps": 100_000, "checkpoint_every_steps": 100_000}
+    return small_base.values(base, **{"micro_batch_tokens": 256, **seldom, **settings})
 
 
 def test_a_signal_whose_text_nobody_reads_is_noted_all_the_same():
@@ -128,18 +98,6 @@ def test_ctrl_c_when_stderr_lost_its_reader_saves_every_step_and_exits_with_130(
     kept = checkpoint.latest(log.parent / CHECKPOINTS)
     assert kept is not None
     assert kept.step == done[-1] >= 3
-
-
-@pytest.fixture
-def _survives_sigterm():
-    """So that a signal that nobody catches fails a test and does not end all of them."""
-
-    def unheard(number, frame):
-        raise AssertionError("nobody caught the signal")
-
-    before = signal.signal(signal.SIGTERM, unheard)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("_survives_sigterm")

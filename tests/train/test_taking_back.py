@@ -10,8 +10,7 @@ import torch
 
 from tunesmith.config import recipe_from
 from tunesmith.errors import InterruptedRun
-from tunesmith.store import Artifact, Run, failpoints
-from tunesmith.train import run
+from tunesmith.store import Artifact, failpoints
 from tunesmith.train.nonfinite import NotFinite
 from tunesmith.train.plan import plan_training
 from tunesmith.train.record import read_record
@@ -19,7 +18,7 @@ from tunesmith.train.replay import replay
 from tunesmith.train.session import build
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_base import save_small_base, sealed_sums
+from small_base import save_small_base, train
 
 pytestmark = pytest.mark.usefixtures("_exploding")
 
@@ -27,17 +26,6 @@ pytestmark = pytest.mark.usefixtures("_exploding")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return save_small_base(tmp_path_factory.mktemp("base") / "base", layers=4)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Artifact:
-    return sealed_sums(tmp_path_factory.mktemp("rows") / "data")
-
-
-@pytest.fixture(autouse=True)
-def _disarmed():
-    yield
-    failpoints.arm("")
 
 
 def values(base: Path) -> dict:
@@ -55,11 +43,6 @@ def values(base: Path) -> dict:
         "checkpoint_every_steps": 2,
     }
     return {"model": {"base": str(base)}, "train": train}
-
-
-def train(place: Path, rows: Artifact, recipe: dict) -> None:
-    with Run.open(place, "train", inputs={}, parents=[rows.as_parent()], resume=True) as at:
-        run(recipe_from(recipe), at, rows)
 
 
 def the_record(place: Path) -> Path:
