@@ -84,6 +84,18 @@ def test_a_config_that_names_no_number_format_counts_as_its_file_is_stored(
     assert shape_of(tmp_path).stored_bytes == 2
 
 
+@pytest.mark.parametrize(
+    "header", [b"[1, 2]", b'{"a": 3}', b'{"a": {"dtype": "F16"}}', b"\xff", b""]
+)
+def test_a_header_that_makes_no_sense_counts_rather_too_much(tmp_path, header):
+    names = ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size")
+    config = {**dict.fromkeys(names, 4), "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size = len(header).to_bytes(8, "little")
+    (tmp_path / "model.safetensors").write_bytes(size + header)
+    assert shape_of(tmp_path).stored_bytes == 4
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_adapter_parameters_are_those_that_peft_makes():
     import torch

@@ -358,12 +358,12 @@ def _stored_bytes(file: Path) -> int:
     weights: Counter[str] = Counter()
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(size if size <= MOST_HEADER_BYTES else 0))
-        except ValueError:
-            return UNKNOWN_BYTES
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            weights[tensor["dtype"]] += math.prod(tensor["shape"])
+        text = stream.read(size if size <= MOST_HEADER_BYTES else 0)
+    try:
+        for name, tensor in json.loads(text).items():
+            if name != "__metadata__":
+                weights[tensor["dtype"]] += math.prod(tensor["shape"])
+    except (ValueError, AttributeError, LookupError, TypeError):
+        return UNKNOWN_BYTES
     most = max(weights, key=weights.__getitem__, default="")
     return 2 if most in ("BF16", "F16") else UNKNOWN_BYTES
