@@ -16,6 +16,7 @@ Records = list[dict[str, Any]]
 GIB = 2**30
 TITLES = {
     "lora": "LoRA r=16 on all linear layers, GeoQuery's rows",
+    "long": "The same with steps of 2,048 positions",
     "prefix": "A system prompt of about 400 tokens that all rows share, rows of about 100 tokens",
     "dpo": "DPO: pairs that share their prompt",
     "qlora": "QLoRA: the base model in NF4",
@@ -136,6 +137,10 @@ def targets() -> list[Target]:
     ):
         made.append(_times(lora, "lora", (peer, "tunesmith"), least, speed))
         made.append(_part(lora, "lora", (peer, "tunesmith"), most, memory))
+    for peer in ("trl-best-packed", "trl-packed-2048"):
+        longer = f"{lora}, steps of 2,048 positions"
+        made.append(_times(longer, "long", (peer, "tunesmith-2048"), 3, speed))
+        made.append(_part(longer, "long", (peer, "tunesmith-2048"), 0.5, memory))
     small = f"{lora}, micro batches of 320"
     made.append(_times(small, "lora", ("trl-defaults", "tunesmith-320"), 4, speed))
     made.append(_part(small, "lora", ("trl-defaults", "tunesmith-320"), 0.4, memory))
@@ -204,7 +209,17 @@ def _throughput(records: Records) -> list[str]:
     lines += ["| work | against | target | measured | verdict |", "|---|---|---|---|---|"]
     lines += [_target_row(target, records) for target in targets()]
     lines += [*_share_rows(records), "", "![speed](throughput.png)"]
-    for name in ("lora", "prefix", "qlora", "dpo", "full", "full-search", "peers", "search"):
+    for name in (
+        "lora",
+        "long",
+        "prefix",
+        "qlora",
+        "dpo",
+        "full",
+        "full-search",
+        "peers",
+        "search",
+    ):
         mine = [r for r in records if r["scenario"] == name]
         if mine:
             lines += ["", f"## {TITLES[name]}", "", *_scenario(name, mine)]
@@ -359,7 +374,7 @@ def _memory(records: Records) -> list[str]:
         "| work | contestant | peak | runs |",
         "|---|---|---:|---:|",
     ]
-    for name in ("lora", "prefix", "qlora", "dpo", "full", "peers"):
+    for name in ("lora", "long", "prefix", "qlora", "dpo", "full", "peers"):
         for contestant in dict.fromkeys(r["contestant"] for r in of(records, name)):
             runs = of(records, name, contestant)
             peak = _cell(runs, "peak_tree_bytes", "{:.2f} GiB", GIB)

@@ -122,5 +122,13 @@ def pairs(
     return made
 
 
-MAKERS = {"lora": lora, "search": lora, "full": lora, "qlora": lora, "share": lora, "peers": lora}
+MAKERS = {
+    "lora": lora,
+    "long": lora,
+    "search": lora,
+    "full": lora,
+    "qlora": lora,
+    "share": lora,
+    "peers": lora,
+}
 MAKERS |= {"prefix": prefix, "dpo": dpo}

@@ -30,9 +30,17 @@ from harness import Contestant, Journal, Task
 from peers import run as peers
 
 HERE = Path(__file__).parent
-PLAN = ("search", "lora", "prefix", "qlora", "dpo", "full", "share", "growth", "peers")
+PLAN = ("search", "lora", "long", "prefix", "qlora", "dpo", "full", "share", "growth", "peers")
 COMMANDS = ("all", "one", "report", "search", "full-search", "peers", *scenarios.SCENARIOS)
-GUESS_SECONDS = {"lora": 60, "prefix": 90, "qlora": 60, "dpo": 90, "full": 240, "growth": 20}
+GUESS_SECONDS = {
+    "lora": 60,
+    "long": 120,
+    "prefix": 90,
+    "qlora": 60,
+    "dpo": 90,
+    "full": 240,
+    "growth": 20,
+}
 
 
 def main() -> None:

@@ -131,6 +131,22 @@ def lora(journal: Journal) -> list[Contestant]:
     ]
 
 
+def long(journal: Journal) -> list[Contestant]:
+    """Steps of 2,048 positions for tunesmith; TRL's best packed settings, as they are and at 2,048."""
+    name, settings = best(journal, "packed")
+    longer = {**settings, "max_length": 2048}
+    return [
+        Contestant("trl-best-packed", "trl-sft", settings, note=f"search: {name}"),
+        Contestant("trl-packed-2048", "trl-sft", longer, note=f"{name}, but 2,048 tokens a step"),
+        Contestant(
+            "tunesmith-2048",
+            "tunesmith",
+            {"batch_tokens": 2048, "micro_batch_tokens": 2048},
+            note="a budget that holds about 28 rows",
+        ),
+    ]
+
+
 def prefix(journal: Journal) -> list[Contestant]:
     """32 rows a step for all: TRL in micro batches of 4 rows, tunesmith in one, or two of half the rows."""
     name, settings = best(journal, "unpacked")
@@ -283,6 +299,7 @@ def growth(journal: Journal) -> list[Contestant]:
 
 SCENARIOS = {
     "lora": lora,
+    "long": long,
     "prefix": prefix,
     "qlora": qlora,
     "dpo": dpo,
@@ -290,9 +307,36 @@ SCENARIOS = {
     "share": share,
     "growth": growth,
 }
-SIZES = {"lora": 56, "prefix": 64, "qlora": 32, "dpo": 12, "full": 320, "share": 160, "growth": 1}
+SIZES = {
+    "lora": 56,
+    "long": 168,
+    "prefix": 64,
+    "qlora": 32,
+    "dpo": 12,
+    "full": 320,
+    "share": 160,
+    "growth": 1,
+}
 SIZES |= {"search": 24, "full-search": 320, "peers": 48}
-QUICK = {"lora": 16, "prefix": 16, "qlora": 16, "dpo": 8, "full": 32, "share": 32, "growth": 1}
+QUICK = {
+    "lora": 16,
+    "long": 16,
+    "prefix": 16,
+    "qlora": 16,
+    "dpo": 8,
+    "full": 32,
+    "share": 32,
+    "growth": 1,
+}
 QUICK |= {"search": 16, "full-search": 32, "peers": 16}
 """Rows that a run sees once (`full`: rows to draw from)."""
-REPETITIONS = {"lora": 3, "prefix": 2, "qlora": 2, "dpo": 2, "full": 1, "share": 1, "growth": 1}
+REPETITIONS = {
+    "lora": 3,
+    "long": 2,
+    "prefix": 2,
+    "qlora": 2,
+    "dpo": 2,
+    "full": 1,
+    "share": 1,
+    "growth": 1,
+}

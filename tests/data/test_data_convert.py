@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.convert import convert
-from tunesmith.data.read import Problems, read_file
+from tunesmith.data.problems import Problems
+from tunesmith.data.read import read_file
 
 words = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1

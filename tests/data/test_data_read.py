@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data import read
-from tunesmith.data.read import Problems, read_file
+from tunesmith.data.problems import Problems
+from tunesmith.data.read import read_file
 from tunesmith.errors import DataError
 
 json_values = st.recursive(

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.convert import Row
+from tunesmith.data.rows import Row
 from tunesmith.data.split import drawn, find_overlaps, hold_out, prompt_key, refuse_overlaps
 from tunesmith.errors import DataError
 
 
 def row(prompt, answer="a", place=1, **meta):
     messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
-    return Row(f"f.jsonl:{place}", "{}", messages, meta)
+    return Row(f"f.jsonl:{place}", "chat", "{}", {"messages": messages, "meta": meta})
 
 
 prompts = st.lists(st.sampled_from("abcdefghij"), min_size=2, max_size=40).filter(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import click
+
+from tunesmith.cli.lazy import LazyGroup
 
 __all__ = ["COMMANDS", "main"]
 
@@ -17,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("tunesmith.cli.demo:demo", "The whole journey on the sample data, in minutes."),
     "init": ("tunesmith.cli.init:init", "Write a commented recipe for your own examples."),
     "run": ("tunesmith.cli.run:run", "Run a recipe's stages; what is unchanged is used again."),
-    "data": ("tunesmith.cli.data:data", "Build a dataset, look at it, count it."),
+    "data": ("tunesmith.cli.data:data", "From any file to a sealed, clean dataset."),
     "prove": ("tunesmith.cli.prove:prove", "Prove on your model and rows that training is exact."),
     "train": ("tunesmith.cli.train:train", "Train on the recipe's dataset."),
     "replay": (
@@ -38,39 +39,18 @@ BROKEN_PIPE = 141
 INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the journey."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+class _Commands(LazyGroup):
+    """The table, and the one command of two words."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click has it, with the nearest name when there is no such command."""
+        """`serve keys` is a command of its own."""
         if args[:2] == ["serve", "keys"]:
             from tunesmith.cli.keys import keys
 
             return "serve keys", keys, args[2:]
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            from tunesmith.registry import nearest
-
-            ctx.fail(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without importing one."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 def _version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
@@ -82,7 +62,8 @@ def _version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=_Commands,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with `tunesmith demo`, then `tunesmith init` for your own examples.",
 )

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.read import Field, Problems, RawFile, RawRow
+from tunesmith.data.problems import Problems
+from tunesmith.data.read import RawFile
+from tunesmith.data.rows import Field, RawRow, Row
 
-__all__ = ["PREFERENCE", "Row", "convert"]
+__all__ = ["PREFERENCE", "convert"]
 
 CHAT, INSTRUCTION, COMPLETION, MAPPED = "chat", "instruction", "prompt-completion", "mapped"
 PREFERENCE = "preference"
@@ -22,26 +24,6 @@ _FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "tool": ("tool", "assistant"),
 }
 """Role -> roles that may come next."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One canonical row.
-
-    Attributes:
-        where: "file:line" of its origin.
-        text: the row as one line of JSON: `messages` (of a pair `prompt`, `chosen` and `rejected`),
-            and `meta` with all other fields unchanged.
-        messages: role and content of each turn; of a pair those of the prompt and the chosen answer.
-        meta: the other fields, parsed.
-        rejected: the rejected answer of a pair, one turn; else nothing.
-    """
-
-    where: str
-    text: str
-    messages: tuple[Mapping[str, Any], ...]
-    meta: Mapping[str, Any]
-    rejected: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +119,7 @@ def _row(raw: RawRow, schema: _Schema, system: str | None, problems: Problems) -
     messages, raw_messages = _under_system(messages, raw_messages, system)
     meta, raw_meta = _meta(raw, used)
     text = f'{{"messages": {raw_messages}, "meta": {raw_meta}}}'
-    return Row(raw.where, text, tuple(messages), meta)
+    return Row(raw.where, "chat", text, {"messages": messages, "meta": meta})
 
 
 def _under_system(
@@ -162,7 +144,8 @@ def _pair(raw: RawRow, used: tuple[str, ...], system: str | None, problems: Prob
     raws = [f'"{name}": {raw.fields[name].raw}' for name in ("chosen", "rejected")]
     meta, raw_meta = _meta(raw, used)
     text = f'{{"prompt": {raw_prompt}, {", ".join(raws)}, "meta": {raw_meta}}}'
-    return Row(raw.where, text, (*turns, *chosen), meta, tuple(rejected))
+    value = {"prompt": turns, "chosen": chosen, "rejected": rejected, "meta": meta}
+    return Row(raw.where, "pair", text, value)
 
 
 def _pair_problems(prompt: list[Any], chosen: list[Any], rejected: list[Any]) -> Iterator[str]:

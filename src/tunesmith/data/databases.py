@@ -8,8 +8,8 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tunesmith.data.convert import Row
-from tunesmith.data.read import Problems
+from tunesmith.data.problems import Problems
+from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.store import Run, sha256_of_file
 

@@ -14,65 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tunesmith.errors import DataError, listed
+from tunesmith.data.problems import Problems
+from tunesmith.data.rows import Field, RawRow
 
-__all__ = ["Field", "Problems", "RawFile", "RawRow", "read_file"]
+__all__ = ["RawFile", "read_file"]
 
 MAX_LINE_BYTES = 32 * 2**20
 BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
-
-
-class Problems:
-    """Collects what is wrong with the data, so that one error can name it all."""
-
-    SHOWN = 50
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.n_problems = 0
-
-    def add(self, where: str, what: str) -> None:
-        """Note a problem; `where` is "file" or "file:line"."""
-        self.n_problems += 1
-        if len(self.lines) < self.SHOWN:
-            self.lines.append(f"{where}: {what}")
-
-    def raise_any(self, fix: str) -> None:
-        """Raise what was noted.
-
-        Raises:
-            DataError: there is at least one problem. The first 50 are named, all are counted.
-        """
-        if not self.n_problems:
-            return
-        more = self.n_problems - len(self.lines)
-        noun = "problem" if self.n_problems == 1 else "problems"
-        text = listed(self.lines, limit=self.SHOWN) + (f"\n  ... and {more} more" if more else "")
-        raise DataError(f"{self.n_problems} {noun} in the data:\n{text}", fix=fix)
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a row: its parsed value, and its key and value as they stand in the file."""
-
-    value: Any
-    raw_key: str
-    raw: str
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One row of a file; `line` counts from 1."""
-
-    file: str
-    line: int
-    fields: dict[str, Field]
-
-    @property
-    def where(self) -> str:
-        """ "file:line", for messages."""
-        return f"{self.file}:{self.line}"
 
 
 @dataclass

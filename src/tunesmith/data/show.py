@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import DataConfig, Recipe
-from tunesmith.data.convert import Row
+from tunesmith.data.rows import Row
 from tunesmith.data.stage import read_files
 from tunesmith.errors import MissingError
 from tunesmith.registry import nearest

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.convert import Row
+from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, listed
 
 __all__ = [

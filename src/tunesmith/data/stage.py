@@ -11,9 +11,11 @@ from typing import Any
 from tunesmith.config import Recipe
 from tunesmith.data import databases
 from tunesmith.data.card import card
-from tunesmith.data.convert import PREFERENCE, Row, convert
+from tunesmith.data.convert import PREFERENCE, convert
 from tunesmith.data.plan import DataPlan, plan_data
-from tunesmith.data.read import Problems, RawFile, read_file
+from tunesmith.data.problems import Problems
+from tunesmith.data.read import RawFile, read_file
+from tunesmith.data.rows import Row
 from tunesmith.data.split import (
     SPLITS,
     drawn,

@@ -14,7 +14,7 @@ from tunesmith.cli.stages import one_stage
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
 
-__all__ = ["data"]
+__all__ = ["build", "print_row", "show", "show_row", "stats"]
 
 _SPLIT = click.Choice(["train", "validation", "test"])
 _SETS = click.option(
@@ -26,19 +26,7 @@ _SETS = click.option(
 )
 
 
-@click.group
-def data() -> None:
-    """Build a dataset, look at it, count it.
-
-    \b
-    Examples:
-      tunesmith data build recipe.yaml
-      tunesmith data show recipe.yaml --row 3
-      tunesmith data stats recipe.yaml
-    """
-
-
-@data.command
+@click.command
 @recipe_options()
 @click.option("--resume", is_flag=True, help="Go on with an unfinished build of the same inputs.")
 @json_option
@@ -55,7 +43,7 @@ def build(asked: Asked, resume: bool, as_json: bool) -> None:
     one_stage(asked, "data", resume=resume, as_json=as_json)
 
 
-@data.command
+@click.command
 @click.argument("place")
 @_SETS
 @click.option("--split", type=_SPLIT, default="train", help="Which rows of a dataset.")
@@ -80,7 +68,7 @@ def show(place: str, sets: tuple[str, ...], split: str, row: int, as_json: bool)
         print_row(shown)
 
 
-@data.command
+@click.command
 @click.argument("place")
 @_SETS
 @json_option

@@ -1,0 +1,36 @@
+"""Everything that is wrong with the data, so that one error can name it all."""
+
+from __future__ import annotations
+
+from tunesmith.errors import DataError, listed
+
+__all__ = ["Problems"]
+
+
+class Problems:
+    """Collects what makes rows unreadable."""
+
+    SHOWN = 50
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.n_problems = 0
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem; `where` is "file" or "file:line"."""
+        self.n_problems += 1
+        if len(self.lines) < self.SHOWN:
+            self.lines.append(f"{where}: {what}")
+
+    def raise_any(self, fix: str) -> None:
+        """Raise what was noted.
+
+        Raises:
+            DataError: there is at least one problem. The first 50 are named, all are counted.
+        """
+        if not self.n_problems:
+            return
+        more = self.n_problems - len(self.lines)
+        noun = "problem" if self.n_problems == 1 else "problems"
+        text = listed(self.lines, limit=self.SHOWN) + (f"\n  ... and {more} more" if more else "")
+        raise DataError(f"{self.n_problems} {noun} in the data:\n{text}", fix=fix)
