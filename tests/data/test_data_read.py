@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 
@@ -9,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data import read
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import read_file
+from tunesmith.data.read import Limits, open_source, read_file
 from tunesmith.errors import DataError
 
 json_values = st.recursive(
@@ -67,6 +67,25 @@ def test_a_json_list_is_read_with_the_line_of_each_row(tmp_path):
     assert rows[1].fields["a"].raw == '{"b": 2}'
 
 
+def test_line_breaks_within_a_value_become_spaces_since_a_row_is_one_line(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b'[{"a": [1,\r\n 2]}, {"\\u0062":\n{"c":\n"x\\n"}}]')
+    _, rows = problems_of(path)
+    assert rows[0].fields["a"].raw == "[1,   2]"
+    assert {f.raw_key: f.raw for f in rows[1].fields.values()} == {'"\\u0062"': '{"c": "x\\n"}'}
+    assert rows[1].fields["b"].value == {"c": "x\n"}
+
+
+def test_a_value_that_was_read_in_part_is_not_taken_for_the_whole(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": "xyz"}, 123456, {"a": true}]', encoding="utf-8")
+    for chunk_bytes in range(1, 20):
+        problems = Problems()
+        rows = list(open_source(path, limits=Limits(chunk_bytes=chunk_bytes)).rows(problems))
+        assert [row.fields["a"].raw for row in rows] == ['"xyz"', "true"]
+        assert problems.lines == [f"{path}:1: a row is a JSON object, this is a number"]
+
+
 def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')
@@ -103,7 +122,7 @@ def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path
             ('{"a": 1}\n' * 3).encode("utf-16"),
             "a.jsonl: not UTF-8: it looks like UTF-16",
         ),
-        ("a.jsonl", b"[1, 2]\n", "a row is a JSON object, this is a list; name the file .json"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1: a row is a JSON object, this is a number"),
         ("a.jsonl", b"7\n", "a.jsonl:1: a row is a JSON object, this is a number"),
         ("a.jsonl", b'{"a": 1, "a": 2}\n', "a.jsonl:1: the key 'a' stands twice in one object"),
         ("a.jsonl", b'{"a": {"b": 1, "b": 1}}\n', "the key 'b' stands twice"),
@@ -118,8 +137,19 @@ def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path
         ("a.json", b'[{"a": 1}\n', "the list does not end here as it should"),
         ("a.json", b'[{"a": 1}\n{"a": 2}]', "a.json:2: the list does not end here as it should"),
         ("a.json", b'[{"a": 1},\n 5]', "a.json:2: a row is a JSON object, this is a number"),
-        ("a.json", b'[{"a": 1}] x', "the list does not end here as it should"),
+        ("a.json", b'[{"a": 1}] x', "a.json:1: text follows after the list's end"),
+        ("a.json", b'[{"a": 1}, {"a": "\xff"}]', "not UTF-8: byte 0xff at byte 18 of the file"),
+        ("a.json", b'[{"a": 1},\n {"a": "\0"}]', "a.json:2: a NUL byte at byte 19 of the file"),
+        ("a.json", b'{"a": 1}\n{"a": }', "a.json:2: not valid JSON at character 7"),
+        (
+            "a.json",
+            b'{"rows": [{"a": 1}], "b": [{"a": 1}]}',
+            "more than one list of rows: 'rows' and 'b'",
+        ),
+        ("a.json", b'{"rows": [{"a": 1}], "b": 1', "the object does not end here as it should"),
         ("a.json", b"[]", "a.json: no rows"),
+        ("a.json", b'[{"a": 1},\n]', "a.json:2: a comma stands before the list's end"),
+        ("a.jsonl", b"{'a': 1}\n", "is it Python's notation? json.dumps writes JSON"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, expected):
@@ -131,13 +161,53 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, expected):
     assert found[0].startswith(str(path))
 
 
-def test_a_line_over_the_limit_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "MAX_LINE_BYTES", 64)
+@pytest.mark.parametrize("chunk_bytes", [1, 16, 1_000])
+def test_a_line_over_the_limit_is_a_problem_and_the_lines_after_it_are_read(tmp_path, chunk_bytes):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"a": 1}\n{"a": "' + "x" * 100 + '"}\n', encoding="utf-8")
-    found, rows = problems_of(path)
-    assert found == [f"{path}:2: the line is longer than 0 MiB"]
-    assert len(rows) == 1
+    path.write_text('{"a": 1}\n{"a": "' + "x" * 100 + '"}\n\n{"a": 3}\n', encoding="utf-8")
+    problems = Problems()
+    source = open_source(path, limits=Limits(max_row_bytes=64, chunk_bytes=chunk_bytes))
+    rows = list(source.rows(problems))
+    assert problems.lines == [f"{path}:2: the line is longer than 64 bytes"]
+    assert [row.line for row in rows] == [1, 4]
+
+
+def test_numbers_too_large_for_a_float_or_very_long_keep_their_characters(lines):
+    digits = "9" * 400
+    _, rows = problems_of(lines("a.jsonl", [f'{{"a": 1e999, "b": {digits}, "c": [-0.0, 1E+2]}}']))
+    raws = {name: field.raw for name, field in rows[0].fields.items()}
+    assert raws == {"a": "1e999", "b": digits, "c": "[-0.0, 1E+2]"}
+    assert rows[0].fields["b"].value == int(digits)
+
+
+def test_half_of_a_surrogate_pair_keeps_its_characters(lines):
+    _, rows = problems_of(lines("a.jsonl", ['{"a": "\\ud800x"}']))
+    assert rows[0].fields["a"].raw == '"\\ud800x"'
+
+
+def test_nesting_is_counted_outside_of_strings(lines):
+    limits = Limits(max_depth=3)
+    path = lines("a.jsonl", ['{"a": "' + "[{" * 50 + '\\"["}', '{"a": [[1], [2], [3], [4]]}'])
+    problems = Problems()
+    assert len(list(open_source(path, limits=limits).rows(problems))) == 2
+    assert problems.lines == []
+    deep = lines("b.jsonl", ['{"a": [[[1]]]}'])
+    assert list(open_source(deep, limits=limits).rows(problems)) == []
+    assert problems.lines == [f"{deep}:1: nested too deeply: more than 3 levels"]
+
+
+def test_a_files_hash_and_size_are_those_on_the_disk_whatever_is_wrong_in_it(tmp_path):
+    content = gzip.compress(b'{"a": 1}\n{"a" 2}\n' * 100)[:-9]
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(content)
+    problems = Problems()
+    source = open_source(path)
+    assert (source.sha256, source.n_bytes) == ("", 0)
+    rows = list(source.rows(problems))
+    assert len(rows) == 100
+    assert problems.n_problems == 101
+    assert source.sha256 == hashlib.sha256(content).hexdigest()
+    assert source.n_bytes == len(content)
 
 
 def test_one_error_names_the_first_fifty_problems_and_counts_all(lines):
