@@ -1,275 +1,261 @@
-"""Rows of any schema to canonical rows."""
+"""`data convert`: files from one schema and form to another, and what cannot be kept."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
+import sys
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.convert import convert
-from tunesmith.data.problems import Problems
-from tunesmith.data.read import read_file
+from tunesmith import data
+from tunesmith.cli.data.convert import convert as command
+from tunesmith.data.conversion import Target, convert
+from tunesmith.data.schemas import SCHEMAS
+from tunesmith.errors import ConfigError, DataError, MissingError, StorageError
 
-words = st.text(
+Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+PAIR = {"prompt": [Q], "chosen": [A], "rejected": [{"role": "assistant", "content": "b"}]}
+
+
+def written(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_files_of_several_schemas_become_one_file_of_one(lines, tmp_path):
+    files = [
+        lines("a.jsonl", [{"instruction": "q", "output": "a", "n": 1}]),
+        lines(
+            "b.jsonl",
+            [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}],
+        ),
+        lines("c.jsonl", [{"prompt": "q", "completion": "a"}]),
+    ]
+    made = convert(files, Target("chat", str(tmp_path / "out.jsonl")))
+    assert (made.read, made.written, made.lost) == (3, 3, {})
+    assert [file["schema"] for file in made.files] == [
+        "instruction",
+        "sharegpt",
+        "prompt-completion",
+    ]
+    assert (
+        written(tmp_path / "out.jsonl")
+        == [{"messages": [Q, A], "n": 1}] + [{"messages": [Q, A]}] * 2
+    )
+
+
+def test_the_same_is_there_for_python(lines, tmp_path):
+    made = data.convert(
+        [lines("a.jsonl", [PAIR])], data.Target("chat", out=str(tmp_path / "o.json"))
+    )
+    assert (made.form, made.lost["rejected"].rows) == ("json", 1)
+
+
+def test_each_loss_is_counted_with_its_first_row(lines, tmp_path):
+    rows = [{"prompt": "q", "completion": "a"}, PAIR, PAIR]
+    made = convert(
+        [lines("a.jsonl", rows[:1]), lines("b.jsonl", rows[1:])],
+        Target("chat", str(tmp_path / "o.jsonl")),
+    )
+    (what,) = made.lost
+    assert what == "rejected"
+    assert (made.lost[what].rows, made.lost[what].first) == (2, f"{tmp_path / 'b.jsonl'}:1")
+    assert json.loads(made.lost[what].example) == PAIR
+    assert made.written == 3
+
+
+def test_strict_refuses_a_loss_and_writes_nothing(lines, tmp_path):
+    with pytest.raises(DataError, match=r"rejected: 1 rows, first .*a.jsonl:1"):
+        convert([lines("a.jsonl", [PAIR])], Target("chat", str(tmp_path / "o.jsonl"), strict=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_rows_that_a_schema_cannot_hold_are_all_named_and_nothing_is_written(lines, tmp_path):
+    good, bad = {"prompt": "q", "completion": "a"}, {"messages": [Q, A, Q, A]}
+    files = [lines("a.jsonl", [good]), lines("b.jsonl", [bad] * 3)]
+    with pytest.raises(DataError) as caught:
+        convert(files, Target("prompt-completion", str(tmp_path / "o.jsonl")))
+    assert [f"b.jsonl:{n}: its prompt has 3 turns" in caught.value.what for n in (1, 2, 3)] == [
+        True
+    ] * 3
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_rows_that_cannot_be_held_go_to_a_file_of_their_own_on_request(lines, tmp_path):
+    good, bad = {"prompt": "q", "completion": "a"}, {"messages": [Q, A, Q, A], "x": 1.50}
+    files = [lines("a.jsonl", [good]), lines("b.jsonl", [bad])]
+    target = Target(
+        "prompt-completion", str(tmp_path / "o.jsonl"), rest=str(tmp_path / "rest.jsonl")
+    )
+    made = convert(files, target)
+    assert (made.read, made.written, made.rest) == (2, 1, 1)
+    (left,) = written(tmp_path / "rest.jsonl")
+    assert left["row"] == bad
+    assert left["where"].endswith("b.jsonl:1")
+    assert "3 turns" in left["reason"]
+
+
+def test_wrong_rows_are_all_named_and_the_old_file_stays(lines, tmp_path):
+    (tmp_path / "o.jsonl").write_text("old")
+    with pytest.raises(DataError) as caught:
+        convert(
+            [lines("a.jsonl", [{"messages": [Q]}, "{", {"messages": []}])],
+            Target("chat", str(tmp_path / "o.jsonl")),
+        )
+    assert caught.value.what.startswith("3 problems")
+    assert (tmp_path / "o.jsonl").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        (Target("chta", "o.jsonl"), "did you mean 'chat'"),
+        (Target("chat", "o.xyz"), "does not say which form"),
+        (Target("chat", "o.jsonl", form="jsnol"), "did you mean 'jsonl'"),
+        (Target("chat", "o.jsonl", rest="o.jsonl"), "is where the converted rows go"),
+    ],
+)
+def test_a_target_that_is_no_target_is_refused_before_anything_is_read(target, error):
+    with pytest.raises(ConfigError, match=error):
+        convert(["not there"], target)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(MissingError, match=r"nowhere\.jsonl"):
+        convert([tmp_path / "nowhere.jsonl"], Target("chat", str(tmp_path / "o.jsonl")))
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(lines, tmp_path):
+    (tmp_path / "file").write_text("")
+    target = Target("chat", str(tmp_path / "file" / "o.jsonl"), rest=str(tmp_path / "rest"))
+    with pytest.raises(StorageError):
+        convert([lines("a.jsonl", [PAIR])], target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "file"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(lines, tmp_path):
+    given = lines("a.jsonl", [{"prompt": "q" * 1000, "completion": "a"}] * 300)
+    full = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from tunesmith.cli.main import main; main(sys.argv[1:])"
+    )
+    words = [given, "--to", "chat", "--out", tmp_path / "o.jsonl"]
+    found = subprocess.run(
+        [sys.executable, "-c", full, "data", "convert", *words], capture_output=True, text=True
+    )
+    assert found.returncode == StorageError.exit_code, found.stderr
+    assert "cannot write" in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_table_says_what_its_cells_cannot_keep(lines, tmp_path):
+    rows = [
+        {"prompt": "q", "completion": "a", "n": 1.50, "k": 7, "ok": True, "none": None},
+        {"prompt": "q", "completion": "a", "k": 8, "ok": False, "more": "x", "none": None},
+    ]
+    given = lines("a.jsonl", rows)
+    in_cells = convert([given], Target("prompt-completion", str(tmp_path / "o.csv"))).lost
+    in_parquet = convert([given], Target("prompt-completion", str(tmp_path / "o.parquet"))).lost
+    assert set(in_cells) == {
+        "type of n (becomes text)",
+        "type of k (becomes text)",
+        "type of ok (becomes text)",
+        "type of none (becomes text)",
+        "absence of n (becomes an empty cell)",
+        "absence of more (becomes an empty cell)",
+    }
+    assert set(in_parquet) == {
+        "type of n (becomes text)",
+        "absence of n (becomes null)",
+        "absence of more (becomes null)",
+    }
+    assert in_cells["absence of n (becomes an empty cell)"].first.endswith("a.jsonl:2")
+    assert in_cells["absence of more (becomes an empty cell)"].first.endswith("a.jsonl:1")
+    assert (tmp_path / "o.csv").read_text() == (
+        "prompt,completion,n,k,ok,none,more\nq,a,1.5,7,true,,\nq,a,,8,false,,x\n"
+    )
+
+
+def test_a_compressed_file_has_equal_bytes_for_equal_rows(lines, tmp_path):
+    given = lines("a.jsonl", [PAIR])
+    for name in ("one.jsonl.gz", "two.jsonl.gz"):
+        convert([given], Target("preference", str(tmp_path / name)))
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.jsonl.gz", "two.jsonl.gz"))
+    assert one == two
+    assert json.loads(gzip.decompress(one)) == PAIR
+
+
+texts = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
 ).filter(str.strip)
-meta_values = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text("ab\n")
-    | (st.lists(st.integers()))
-)
-metas = st.dictionaries(st.text("xyz", min_size=2), meta_values, max_size=3).map(
-    lambda found: {k: v for k, v in found.items() if v not in (float("inf"), float("-inf"))}
-)
 
 
-def converted(path, fields=None, system=None):
-    problems = Problems()
-    schema, rows = convert(read_file(path, problems), fields, system, problems)
-    return schema, rows, problems.lines
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
+@given(said=st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
+def test_no_form_loses_invents_or_changes_a_row(tmp_path_factory, form, said):
+    folder = tmp_path_factory.mktemp("forms")
+    rows = [{"prompt": question, "completion": answer} for question, answer in said]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (folder / "a.jsonl").write_text(text, encoding="utf-8")
+    there = convert([folder / "a.jsonl"], Target("prompt-completion", str(folder / f"b.{form}")))
+    convert([folder / f"b.{form}"], Target("prompt-completion", str(folder / "c.jsonl")))
+    assert (there.read, there.written, there.lost) == (len(rows), len(rows), {})
+    assert [json.loads(line) for line in (folder / "c.jsonl").read_bytes().splitlines()] == rows
 
 
-def chat(*turns):
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+def run(*args, given=None):
+    return CliRunner().invoke(command, list(map(str, args)), input=given, catch_exceptions=False)
 
 
-@given(
-    turns=st.lists(st.tuples(words, words), min_size=1, max_size=3),
-    system=st.none() | words,
-    meta=metas,
-)
-def test_a_chat_row_read_written_and_read_again_is_the_same(tmp_path_factory, turns, system, meta):
-    said = [("system", system)] if system else []
-    for question, answer in turns:
-        said += [("user", question), ("assistant", answer)]
-    given_row = {**meta, **chat(*said)}
-    folder = tmp_path_factory.mktemp("rows")
-    (folder / "a.jsonl").write_text(json.dumps(given_row) + "\n", encoding="utf-8")
-    schema, (row,), problems = converted(folder / "a.jsonl")
-    assert (schema, problems) == ("chat", [])
-    assert json.loads(row.text) == {"messages": given_row["messages"], "meta": meta}
-    (folder / "b.jsonl").write_bytes(f"{row.text}\n".encode())
-    _, (again,), problems = converted(folder / "b.jsonl")
-    assert problems == []
-    assert again.text == row.text
-
-
-def test_the_three_schemas_give_the_same_conversation(lines):
-    asked, answered = "How many?\n\nBooks", "42"
-    by_chat = lines("chat.jsonl", [chat(("user", asked), ("assistant", answered))])
-    by_instruction = lines(
-        "instruction.jsonl", [{"instruction": "How many?", "input": "Books", "output": answered}]
+def test_the_command_reads_stdin_and_writes_stdout(monkeypatch):
+    row = json.dumps({"prompt": "qé", "completion": "a"}, ensure_ascii=False)
+    found = run("-", "--to", "chat", given=f"{row}\n")
+    assert (
+        found.stdout
+        == '{"messages": [{"role": "user", "content": "qé"}, {"role": "assistant", "content": "a"}]}\n'
     )
-    by_completion = lines("completion.jsonl", [{"prompt": asked, "completion": answered}])
-    by_fields = lines("mapped.jsonl", [{"question": asked, "sql": answered}])
-    found = [
-        converted(by_chat),
-        converted(by_instruction),
-        converted(by_completion),
-        converted(by_fields, fields=("question", "sql")),
-    ]
-    assert [schema for schema, _, _ in found] == [
-        "chat",
-        "instruction",
-        "prompt-completion",
-        "mapped",
-    ]
-    assert [problems for _, _, problems in found] == [[]] * 4
-    assert len({rows[0].text for _, rows, _ in found}) == 1
+    assert "written: 1 of 1 rows as chat (jsonl) to stdout" in found.stderr
 
 
-def test_an_empty_input_adds_nothing_to_the_instruction(lines):
-    _, rows, problems = converted(
-        lines("a.jsonl", [{"instruction": "Go", "input": "", "output": "Gone"}])
-    )
-    assert problems == []
-    assert rows[0].messages[0]["content"] == "Go"
-
-
-def test_all_other_fields_go_to_meta_with_their_exact_characters(lines):
-    path = lines(
-        "a.jsonl", ['{"id": 1.50, "prompt": "p", "t\\u00e9": [1,2,  null], "completion": "c"}']
-    )
-    _, rows, _ = converted(path)
-    assert rows[0].text.endswith('"meta": {"id": 1.50, "t\\u00e9": [1,2,  null]}}')
-
-
-def test_a_system_message_is_added_only_where_there_is_none(lines):
-    turns = [("user", "q"), ("assistant", "a")]
-    path = lines("a.jsonl", [chat(*turns), chat(("system", "own"), *turns)])
-    _, rows, _ = converted(path, system='say "é"')
-    assert [row.messages[0]["content"] for row in rows] == ['say "é"', "own"]
-    assert [json.loads(row.text)["messages"][0]["content"] for row in rows] == ['say "é"', "own"]
-    assert len(json.loads(rows[0].text)["messages"]) == 3
-
-
-GOOD = chat(("user", "q"), ("assistant", "a"))
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (chat(("human", "q"), ("assistant", "a")), "messages[0].role: 'human' is not one of"),
-        (chat(("user", "q"), ("gpt", "a")), "messages[1].role: 'gpt' is not one of"),
-        ({"messages": [{"content": "q"}]}, "messages[0].role: None is not one of"),
-        (
-            chat(("assistant", "a")),
-            "messages[0].role: 'assistant' as the first turn; expected system or user",
-        ),
-        (
-            chat(("user", "q"), ("user", "r"), ("assistant", "a")),
-            "messages[1].role: 'user' after 'user'",
-        ),
-        (
-            chat(("user", "q"), ("system", "s"), ("assistant", "a")),
-            "messages[1].role: 'system' after 'user'; expected assistant",
-        ),
-        (chat(("user", "q")), "messages: no assistant turn"),
-        (
-            chat(("user", "q"), ("assistant", "a"), ("user", "q")),
-            "messages: the last turn is 'user'",
-        ),
-        (chat(("user", "q"), ("assistant", " \n")), "messages[1].content: empty"),
-        (chat(("user", ""), ("assistant", "a")), "messages[0].content: empty"),
-        (
-            chat(("user", "q"), ("assistant", None)),
-            "messages[1].content: not a string but NoneType",
-        ),
-        (chat(("user", ["q"]), ("assistant", "a")), "messages[0].content: not a string but list"),
-        (
-            chat(("user", "q"), ("assistant", "a\0")),
-            "messages[1].content: a NUL character at character 2",
-        ),
-        (
-            chat(("user", "\ud800"), ("assistant", "a")),
-            "messages[0].content: half of a surrogate pair",
-        ),
-        ({"messages": [{"role": "user"}]}, "messages[0].content: missing"),
-        ({"messages": ["q"]}, "messages[0]: not an object with role and content"),
-        ({"messages": []}, "messages: not a list with at least one message"),
-        ({"messages": "q"}, "messages: not a list with at least one message"),
-        (
-            {"prompt": "q", "completion": "a"},
-            "mixed schemas: a prompt-completion row in a file of chat",
-        ),
-        ({"instruction": "q", "output": "a"}, "mixed schemas: a instruction row in a file of chat"),
-        ({"text": "q"}, "the field 'messages' is missing (a chat row; it has text)"),
-    ],
-)
-def test_a_wrong_chat_row_is_named_with_line_and_field(lines, row, expected):
-    path = lines("a.jsonl", [GOOD, GOOD, row, GOOD])
-    _, rows, problems = converted(path)
-    assert len(rows) == 3
-    assert any(problem.startswith(f"{path}:3: ") and expected in problem for problem in problems)
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"prompt": "q"}, "the field 'completion' is missing"),
-        ({"completion": "a"}, "the field 'prompt' is missing"),
-        ({"prompt": "q", "completion": ""}, "completion: empty"),
-        ({"prompt": 7, "completion": "a"}, "prompt: not a string but int '7'"),
-    ],
-)
-def test_a_wrong_completion_row_is_named_with_line_and_field(lines, row, expected):
-    path = lines("a.jsonl", [{"prompt": "q", "completion": "a"}, row])
-    _, _, problems = converted(path)
-    assert problems == [problem for problem in problems if problem.startswith(f"{path}:2: ")]
-    assert expected in problems[0]
-
-
-def test_all_problems_of_a_file_are_named_not_only_the_first(lines):
-    path = lines(
-        "a.jsonl", [{"prompt": "", "completion": ""}, {"prompt": "q", "completion": 1}, "{"]
-    )
-    _, _, problems = converted(path)
-    assert [problem.split(": ")[0].rsplit(":", 1)[1] for problem in problems] == [
-        "3",
-        "1",
-        "1",
-        "2",
+def test_the_command_maps_fields_and_tells_what_was_lost(lines, tmp_path):
+    given = lines("a.jsonl", [{"question": "q", "sql": "s", "bad": "t"}])
+    fields = [f"--field={pair}" for pair in ("prompt=question", "chosen=sql", "rejected=bad")]
+    found = run(given, "--to", "instruction", "--out", tmp_path / "o.json", *fields)
+    assert "lost: rejected, in 1 rows, first" in found.stderr
+    assert json.loads((tmp_path / "o.json").read_text()) == [
+        {"instruction": "q", "input": "", "output": "s"}
     ]
 
 
-def test_fields_of_another_name_are_named_with_the_setting_that_maps_them(lines):
-    _, _, problems = converted(lines("a.jsonl", [{"question": "q", "sql": "s"}] * 3))
-    assert len(problems) == 1
-    assert "question, sql" in problems[0]
-    assert "data.fields.prompt" in problems[0]
-
-
-def test_a_conversation_with_tools_keeps_its_order(lines):
-    good = chat(("user", "q"), ("assistant", "call"), ("tool", "7"), ("assistant", "seven"))
-    _, rows, problems = converted(lines("a.jsonl", [good]))
-    assert problems == []
-    assert [turn["role"] for turn in rows[0].messages] == ["user", "assistant", "tool", "assistant"]
-
-
-def pair(prompt, chosen, rejected, **others):
-    return {
-        "prompt": [{"role": role, "content": content} for role, content in prompt],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-        **others,
-    }
-
-
-@given(turns=st.lists(words, min_size=1, max_size=3), answers=st.tuples(words, words), meta=metas)
-def test_a_pair_read_written_and_read_again_is_the_same(tmp_path_factory, turns, answers, meta):
-    said = [("user", turns[0])]
-    for turn in turns[1:]:
-        said += [("assistant", turn), ("user", turn)]
-    given_row = pair(said, "good " + answers[0], "bad " + answers[1])
-    folder = tmp_path_factory.mktemp("pairs")
-    (folder / "a.jsonl").write_text(json.dumps({**meta, **given_row}) + "\n", encoding="utf-8")
-    schema, (row,), problems = converted(folder / "a.jsonl")
-    assert (schema, problems) == ("preference", [])
-    assert json.loads(row.text) == {**given_row, "meta": meta}
-    assert list(row.messages) == [*given_row["prompt"], *given_row["chosen"]]
-    assert list(row.rejected) == given_row["rejected"]
-    (folder / "b.jsonl").write_bytes(f"{row.text}\n".encode())
-    _, (again,), problems = converted(folder / "b.jsonl")
-    assert problems == []
-    assert again.text == row.text
-
-
-def test_a_system_message_stands_once_before_the_prompt_of_a_pair(lines):
-    _, (row,), _ = converted(lines("a.jsonl", [pair([("user", "q")], "a", "b")]), system="be brief")
-    assert [turn["role"] for turn in json.loads(row.text)["prompt"]] == ["system", "user"]
-    assert row.messages[0]["content"] == "be brief"
-
-
-ASKED = [("user", "q")]
+def test_the_command_prints_one_json_document(lines, tmp_path):
+    given = lines("a.jsonl", [{"text": "<|im_start|> said he", "completion": "a", "prompt": "q"}])
+    found = run(given, "--to", "text", "--from", "text", "--out", tmp_path / "o.jsonl", "--json")
+    report = json.loads(found.stdout)
+    assert (report["schema"], report["written"], report["files"][0]["schema"]) == (
+        "text",
+        1,
+        "text",
+    )
+    refused = CliRunner().invoke(command, [str(given), "--to", "text", "--json"])
+    assert refused.exit_code == 2
+    assert "both go to stdout" in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (pair(ASKED, "same", " same\n"), "chosen and rejected are the same answer"),
-        (pair(ASKED, "a", " "), "rejected[0].content: empty"),
-        (pair([("assistant", "q")], "a", "b"), "prompt[0].role: 'assistant' as the first turn"),
-        (pair([*ASKED, ("assistant", "x")], "a", "b"), "chosen[0].role: 'assistant' after"),
-        (
-            {**pair(ASKED, "a", "b"), "rejected": [{"role": "user", "content": "b"}]},
-            "rejected[0].role: 'user' after 'user'",
-        ),
-        ({**pair(ASKED, "a", "b"), "chosen": []}, "chosen: not a list with at least one message"),
-        ({**pair(ASKED, "a", "b"), "prompt": "q"}, "prompt: not a list with at least one message"),
-        (
-            {**pair(ASKED, "a", "b"), "chosen": [*pair(ASKED, "a", "b")["chosen"]] * 2},
-            "chosen: 2 turns",
-        ),
-        ({"prompt": [], "chosen": []}, "the field 'rejected' is missing (a preference row"),
-    ],
+    ("pair", "expected"), [("prompt", "is not USE=NAME"), ("promt=x", "did you mean 'prompt'")]
 )
-def test_what_is_wrong_with_a_pair_is_named_with_its_line(lines, row, expected):
-    _, rows, problems = converted(lines("a.jsonl", [pair(ASKED, "a", "b"), row]))
-    assert len(rows) == 1
-    assert any(line.split(":", 1)[1].startswith("2: ") for line in problems)
-    assert any(expected in line for line in problems), problems
+def test_a_field_that_is_none_is_refused(pair, expected):
+    found = CliRunner().invoke(command, ["x.jsonl", "--to", "chat", "--field", pair])
+    assert found.exit_code == 2
+    assert expected in found.stderr
+
+
+def test_the_help_names_every_schema_and_what_it_holds():
+    text = run("--help").stdout
+    for name, schema in SCHEMAS.items():
+        assert f"{name} " in text
+        assert schema.what in text

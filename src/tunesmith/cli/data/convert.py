@@ -1,0 +1,125 @@
+"""`tunesmith data convert`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunesmith.cli.options import json_option
+from tunesmith.cli.screen import note, print_json
+
+if TYPE_CHECKING:
+    from tunesmith.data.conversion import Conversion
+
+__all__ = ["convert"]
+
+
+def _fields(_ctx: Any, _option: Any, pairs: tuple[str, ...]) -> dict[str, str]:
+    """USE=NAME pairs as a mapping."""
+    from tunesmith.data.schemas import ALIASES
+    from tunesmith.registry import nearest
+
+    found: dict[str, str] = {}
+    for pair in pairs:
+        use, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} is not USE=NAME, such as prompt=question")
+        if use not in ALIASES:
+            known = ", ".join(ALIASES)
+            raise click.BadParameter(f"{use!r}{nearest(use, ALIASES)} is not one of {known}")
+        found[use] = name
+    return found
+
+
+@click.command
+@click.argument("files", nargs=-1, required=True)
+@click.option("--to", "schema", required=True, metavar="SCHEMA", help="What to write; see above.")
+@click.option("--out", default="-", metavar="FILE", help="Where to; stdout when not given, or -.")
+@click.option(
+    "--form",
+    default="",
+    metavar="FORM",
+    help="jsonl, json, csv, tsv or parquet; by the name of --out, else jsonl. A name that ends with "
+    ".gz is compressed.",
+)
+@click.option("--from", "source", metavar="SCHEMA", help="What the files are; told by content.")
+@click.option("--from-form", default="auto", help="The files' form; told by content.")
+@click.option(
+    "--field",
+    "mapping",
+    multiple=True,
+    metavar="USE=NAME",
+    callback=_fields,
+    help="A field's name in the files, such as prompt=question. May be repeated.",
+)
+@click.option("--rest", default="", metavar="FILE", help="Where rows go that SCHEMA cannot hold.")
+@click.option("--strict", is_flag=True, help="Refuse when anything would be lost.")
+@json_option
+def convert(
+    files: tuple[str, ...],
+    source: str | None,
+    from_form: str,
+    mapping: dict[str, str],
+    as_json: bool,
+    **target: Any,
+) -> None:
+    """Write rows in another schema or form, and say what cannot be kept.
+
+    FILES are files, folders, or - for stdin. Values keep their exact characters. What SCHEMA has no
+    place for is counted and shown with its first row; a row that it cannot hold at all stops the
+    command, unless --rest names a file for such rows. Nothing is written then.
+
+    \b
+    Schemas:
+      chat                     messages [{role, content}], tools
+      sharegpt                 conversations [{from, value}], system, tools
+      chatml                   text with <|im_start|> and <|im_end|>
+      instruction              instruction, input, output, system, history
+      prompt-completion        prompt, completion (texts)
+      prompt-completion-turns  prompt [turns], completion [turns], tools
+      preference               prompt [turns], chosen [turn], rejected [turn], tools
+      preference-text          prompt, chosen, rejected (texts)
+      preference-implicit      chosen [turns], rejected [turns]: whole conversations
+      preference-hh            chosen, rejected (texts of Human: and Assistant:)
+      feedback                 prompt [turns], completion [turn], label (true or false)
+      feedback-text            prompt, completion (texts), label (true or false)
+      problem                  prompt [turns], answer (any JSON)
+      problem-text             prompt (text), answer (any JSON)
+      text                     text
+
+    \b
+    Examples:
+      tunesmith data convert sharegpt.json --to chat --out chat.jsonl
+      tunesmith data convert questions.csv --field prompt=question --field completion=sql --to chat
+      cat rows.jsonl | tunesmith data convert - --to instruction > alpaca.jsonl
+    """
+    from tunesmith.data.conversion import STANDARD, Target
+    from tunesmith.data.conversion import convert as run
+    from tunesmith.data.schemas import Options
+
+    asked = Target(**target)
+    if as_json and asked.out == STANDARD:
+        raise click.UsageError("--json and the rows would both go to stdout: name a file by --out")
+    made = run(files, asked, form=from_form, options=Options(mapping, schema=source))
+    if as_json:
+        print_json(made.as_dict())
+    else:
+        _tell(made, asked.out, asked.rest)
+
+
+def _tell(made: Conversion, out: str, rest: str) -> None:
+    for file in made.files:
+        path = "stdin" if file["path"] == "-" else file["path"]
+        note(f"{path}: {file['rows']} rows, read as {file['schema']} ({file['why']})")
+        named = [f"{use} = {name}" for use, name in file["mapping"].items() if use != name]
+        if named:
+            note(f"      fields: {', '.join(named)}")
+    for what, loss in made.lost.items():
+        note(f"lost: {what}, in {loss.rows} rows, first {loss.first}")
+        if loss.example:
+            note(f"      {loss.example}")
+    if made.rest:
+        note(f"left out: {made.rest} rows that {made.schema} cannot hold, in {rest}")
+    where = "stdout" if out == "-" else out
+    note(f"written: {made.written} of {made.read} rows as {made.schema} ({made.form}) to {where}")
