@@ -1,0 +1,54 @@
+"""Paths of canonical rows to the names of fields in the user's own file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from tunesmith.data.check.finding import Finding
+from tunesmith.data.rows import Row
+from tunesmith.data.schemas import Told
+
+__all__ = ["in_users_words"]
+
+_PLACE = re.compile(r"(messages|prompt|completion|chosen|rejected)\[(\d+)\]\.content")
+_FLAT = (
+    "instruction",
+    "prompt-completion",
+    "preference-text",
+    "feedback-text",
+    "problem-text",
+    "text",
+)
+"""Schemas of which each turn is a field of its own."""
+
+
+def in_users_words(found: Finding, row: Row, told: Told) -> Finding:
+    """The finding with the field's name in the file, where a turn was a field there."""
+    if told.schema not in _FLAT or not found.field:
+        return found
+    place = _PLACE.fullmatch(found.field)
+    if place is None:
+        return _answer(found, told)
+    part, index = place[1], int(place[2])
+    role = str(row.value[part][index].get("role"))
+    name = _name(part, role, is_late=index >= len(row.value[part]) - 2, told=told)
+    return replace(found, field=name) if name else found
+
+
+def _answer(found: Finding, told: Told) -> Finding:
+    name = told.mapping.get(found.field) if found.field in ("answer", "text") else None
+    return replace(found, field=name) if name else found
+
+
+def _name(part: str, role: str, *, is_late: bool, told: Told) -> str:
+    mapping = told.mapping
+    if part in ("chosen", "rejected", "completion"):
+        return mapping.get(part, "")
+    if role == "system":
+        return mapping.get("system", "")
+    if not is_late and "history" in mapping:
+        return mapping["history"]
+    if role == "assistant":
+        return mapping.get("completion") or mapping.get("output") or ""
+    return mapping.get("prompt") or mapping.get("instruction") or ""
