@@ -1,0 +1,101 @@
+"""What a cleaning leaves: the clean rows, two side files and a report, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from tunesmith.data.clean.keeping import Kept, Ruling
+from tunesmith.errors import UsedDirectoryError
+from tunesmith.store import flush_to_disk, writing_folder
+
+__all__ = ["OUT_FILES", "put_out", "refuse_foreign_folder", "side_line"]
+
+ROWS, DROPPED, CHANGED, REPORT = "rows.jsonl", "dropped.jsonl", "changed.jsonl", "report.json"
+OUT_FILES = (ROWS, DROPPED, CHANGED, REPORT)
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Stop before a folder is replaced that holds anything but an earlier cleaning.
+
+    Raises:
+        UsedDirectoryError: it does.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    if REPORT in names and set(names) <= set(OUT_FILES) and _is_ours(folder / REPORT):
+        return
+    other = next((name for name in names if name not in OUT_FILES), names[0] if names else "")
+    raise UsedDirectoryError(
+        f"{folder} holds {other!r}, which no cleaning wrote" if names else f"{folder} is a file",
+        why="the folder is replaced as a whole, and what it holds would be lost",
+        fix="name another folder with --out",
+    )
+
+
+def _is_ours(report: Path) -> bool:
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "rows_in" in found and "rows_out" in found
+
+
+def side_line(ruling: Ruling) -> str:
+    """A row's line in a side file: `where`, `rule`, `reason`, the row as it came, and `to` as it is now.
+
+    A row that several rules changed names them all.
+    """
+    dropped = ruling.dropped_by
+    if dropped is not None:
+        rule, reason = dropped
+    else:
+        rule = ", ".join(dict.fromkeys(rule for _, rule, _ in ruling.steps))
+        reason = "; ".join(reason for _, _, reason in ruling.steps)
+    head = json.dumps({"where": ruling.where, "rule": rule, "reason": reason}, ensure_ascii=False)
+    after = f', "to": {ruling.now}' if dropped is None else ""
+    return f'{head[:-1]}, "row": {ruling.text}{after}}}'
+
+
+def put_out(
+    kept: Kept, out: Path | BinaryIO, sides: Path | None, report: Mapping[str, Any]
+) -> None:
+    """Write everything.
+
+    Args:
+        out: folder for all files, or a stream for the rows.
+        sides: folder for the other files when `out` is a stream; None for none.
+
+    Raises:
+        StorageError: the disk refuses; then the folder is as it was before.
+    """
+    folder = out if isinstance(out, Path) else sides
+    with ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
+        if folder is not None:
+            half = stack.enter_context(writing_folder(folder))
+            names = OUT_FILES if isinstance(out, Path) else OUT_FILES[1:]
+            files = {name: stack.enter_context((half / name).open("wb")) for name in names}
+        rows = out if not isinstance(out, Path) else files[ROWS]
+        for ruling in kept.rulings():
+            if ruling.dropped_by is None:
+                rows.write(_bytes(ruling.now or ruling.text))
+                if ruling.steps and CHANGED in files:
+                    files[CHANGED].write(_bytes(side_line(ruling)))
+            elif DROPPED in files:
+                files[DROPPED].write(_bytes(side_line(ruling)))
+        if REPORT in files:
+            files[REPORT].write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+        for name, stream in files.items():
+            stream.flush()
+            flush_to_disk(half / name)
+        rows.flush()
+
+
+def _bytes(line: str) -> bytes:
+    return f"{line}\n".encode("utf-8", "surrogatepass")

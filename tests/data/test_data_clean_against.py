@@ -1,0 +1,98 @@
+"""Rows of a benchmark found in training rows, copied or reworded lightly."""
+
+import random
+
+import pytest
+
+from tunesmith.config import CleanConfig
+from tunesmith.data.clean import clean_files
+from tunesmith.data.clean.contamination import Benchmark
+from tunesmith.data.rows import Row
+
+PASSAGE = (
+    "The lighthouse keeper wrote down the height of every wave that struck the northern wall "
+    "between the first storm of autumn and the last one of spring."
+)
+
+
+def row(question, answer="", where="f:1"):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer or "x"}]
+    return Row(where, "chat", "", {"messages": turns, "meta": {}})
+
+
+def found(benchmark, rows):
+    hits = Benchmark([row(q, a, f"test:{n}") for n, (q, a) in enumerate(benchmark, 1)])
+    return {
+        hit.row_index: (hit.benchmark_row.where, hit.reason)
+        for hit in hits.find(len(rows), lambda at: row(*rows[at]))
+    }
+
+
+@pytest.mark.parametrize(
+    "reworded",
+    [
+        "Which river is the longest in Montana?",
+        "which river is the longest in montana",
+        "Which rivers are the longest in Montana?",
+        "In Montana, which river is the longest?",
+        "Which river is the longst in Montana?",
+        "Hello! Which river is the longest in Montana? Thank you.",
+    ],
+)
+def test_a_test_question_is_found_in_training_even_when_reworded_lightly(reworded):
+    hits = found(
+        [("Which river is the longest in Montana?", "Yellowstone")], [(reworded, "no idea")]
+    )
+
+    assert hits[0][0] == "test:1"
+
+
+def test_a_synonym_is_found_when_the_answer_is_the_same():
+    benchmark = [("Which is the biggest lake in Montana?", "Flathead")]
+
+    assert found(benchmark, [("Which is the largest lake in Montana?", "Flathead")])
+    assert not found(benchmark, [("Which is the deepest lake in Montana?", "Quake")])
+
+
+def test_another_question_of_the_same_template_is_no_contamination():
+    benchmark = [(f"How many people live in {name}?", "some") for name in ("Ohio", "Utah", "Iowa")]
+
+    assert not found(benchmark, [("How many people live in Maine?", "others")])
+
+
+def test_a_passage_inside_a_long_text_is_found_and_the_row_named():
+    noise = random.Random(0).sample(["alpha", "beta", "gamma", "delta"] * 50, 200)
+    text = " ".join([*noise[:100], PASSAGE, *noise[100:]])
+
+    hits = found(
+        [("What did he write?", PASSAGE)], [("Read this.", text), ("Read this.", " ".join(noise))]
+    )
+
+    assert list(hits) == [0]
+    assert hits[0] == ("test:1", "13 words in a row as in test:1")
+
+
+def test_a_passage_that_many_training_rows_share_is_boilerplate():
+    rows = [(f"{PASSAGE} Item {n} {'abcdefghijkl'[n]}?", str(n)) for n in range(12)]
+
+    assert not found([(f"{PASSAGE} What is it?", "yes")], rows)
+    assert found([(f"{PASSAGE} What is it?", "yes")], rows[:3])
+
+
+def test_the_side_file_names_the_benchmark_row(lines, tmp_path):
+    import json
+
+    test = lines("test.jsonl", [{"prompt": "How high is Mount Kea?", "completion": "4207 m"}])
+    train = lines(
+        "train.jsonl",
+        [
+            {"prompt": "how high is mount kea", "completion": "no idea"},
+            {"prompt": "How high is Mount Loa?", "completion": "4169 m"},
+        ],
+    )
+
+    result = clean_files([train], CleanConfig(against=(str(test),)), out=tmp_path / "out")
+
+    assert result.dropped == {"contamination": 1}
+    (line,) = (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()
+    assert f"{test}:1" in json.loads(line)["reason"]
