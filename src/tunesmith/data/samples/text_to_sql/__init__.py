@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CARD", "row_files", "scripts"]
+from tunesmith.data.rows import Kind
+
+__all__ = ["ABOUT", "CARD", "KIND", "row_files", "scripts"]
 
 _HERE = Path(__file__).resolve().parent
+ABOUT = "Questions about eight small databases, each with a query that runs."
 CARD = _HERE / "CARD.md"
+KIND: Kind = "chat"
 
 
 def row_files() -> dict[str, Path]:
