@@ -229,6 +229,7 @@ class ChatRenderer:
 
     def _pieces(self, messages: Sequence[Message], *, for_answer: bool) -> list[_Piece]:
         """Cut the rendered text where an assistant's turn starts and ends."""
+        _refuse_calls(messages)
         whole = self._text(messages, for_answer=for_answer)
         pieces: list[_Piece] = []
         done = 0
@@ -240,7 +241,7 @@ class ChatRenderer:
             opened = self._prefix(messages[:index], whole, for_answer=True)
             closed = self._prefix(messages[: index + 1], whole, for_answer=False)
             pieces += self._prompt(whole[done:opened], pending)
-            answer = self._answer(whole[opened:closed], str(message["content"]))
+            answer = self._answer(whole[opened:closed], message)
             pieces += answer
             done, pending = opened + sum(len(piece.text) for piece in answer), []
         return pieces + self._prompt(whole[done:], pending)
@@ -268,8 +269,12 @@ class ChatRenderer:
             )
         return len(text)
 
-    def _answer(self, text: str, content: str) -> list[_Piece]:
-        """Content and stop token are trained; what the template writes after the stop is not."""
+    def _answer(self, text: str, message: Message) -> list[_Piece]:
+        """Content and stop token are trained; what the template writes after the stop is not.
+
+        A turn of OpenAI's `weight` 0 is an example of what came before, and not trained.
+        """
+        content, trained = str(message["content"]), message.get("weight") != 0
         stop = self._stop_text
         body = content if text.startswith(content) else content.strip()
         end = len(body) + len(stop)
@@ -280,8 +285,8 @@ class ChatRenderer:
                 fix="use a model whose template writes answers as they are",
             )
         return [
-            _Piece(body, ((0, len(body), "assistant"),), trained=True, literal=True),
-            _Piece(stop, ((0, len(stop), "assistant"),), trained=True),
+            _Piece(body, ((0, len(body), "assistant"),), trained=trained, literal=True),
+            _Piece(stop, ((0, len(stop), "assistant"),), trained=trained),
         ]
 
     def _find_stop_text(self) -> str:
@@ -298,6 +303,17 @@ class ChatRenderer:
                 fix="use a model whose template closes the assistant's turn with a control token",
             )
         return stop
+
+
+def _refuse_calls(messages: Sequence[Message]) -> None:
+    """Templates write a turn without text in ways of their own, or as the word None."""
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant" and not isinstance(message.get("content"), str):
+            raise ModelError(
+                f"turn {number} of a conversation is the assistant's and has no text",
+                why="it only calls tools, whose calls this version does not render",
+                fix="leave such rows out, or turn their calls into text",
+            )
 
 
 def _special_texts(tokenizer: Any) -> tuple[str, ...]:

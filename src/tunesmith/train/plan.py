@@ -14,12 +14,13 @@ from tunesmith.errors import DataError, EnvironmentProblem
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.devices import PrecisionChoice
 from tunesmith.models.load import BaseModel, load_tokenizer, resolve_base
+from tunesmith.models.token_cache import TokenCache
 from tunesmith.store import Artifact
 from tunesmith.train.masks import MaskFigures
 from tunesmith.train.objectives import objective_of
 from tunesmith.train.packing import Floats, MicroBatch, Step, pack, plan_epoch, refer
 from tunesmith.train.resources import RESOURCE_KEYS, Resources, check_sizes, settle
-from tunesmith.train.rows import EncodedRows, check_masks, encode_rows
+from tunesmith.train.rows import EncodedRows, check_kind, check_masks, encode_rows
 
 __all__ = ["Cadence", "TrainPlan", "plan_training"]
 
@@ -145,11 +146,15 @@ def plan_training(
             fix="start it without torchrun or accelerate launch",
         )
     check_sizes(config)
+    check_kind(dataset)
     base = resolve_base(recipe.model)
     tokenizer = load_tokenizer(base)
     renderer = ChatRenderer(tokenizer)
     train_path, validation_path = dataset.path("train.jsonl"), dataset.path("validation.jsonl")
-    limits: dict[str, Any] = {"on_long_row": config.on_long_row}
+    limits: dict[str, Any] = {
+        "on_long_row": config.on_long_row,
+        "cache": TokenCache.of(config.token_cache_gib),
+    }
     rows = encode_rows(train_path, renderer, max_row_tokens=config.max_row_tokens, **limits)
     _check_kind(config.objective, rows, train_path)
     resources = _resources(recipe, base, rows, chosen)

@@ -9,54 +9,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import DataError, TrainingError, listed
+from tunesmith.models import chat, token_cache
 from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.token_cache import TokenCache
+from tunesmith.store import Artifact, sha256_of_file
+from tunesmith.train import token_rows
 from tunesmith.train.masks import MIN_STOPPED_SHARE, MaskFigures, judge
+from tunesmith.train.token_rows import EncodedRows, TokenRow, from_arrays, to_arrays
 
-__all__ = ["EncodedRows", "LongRowPolicy", "TokenRow", "check_masks", "encode_rows"]
+__all__ = [
+    "EncodedRows",
+    "LongRowPolicy",
+    "TokenRow",
+    "check_kind",
+    "check_masks",
+    "encode_rows",
+    "key_parts",
+]
 
 LongRowPolicy = Literal["refuse", "drop", "cut_prompt"]
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """One conversation as tokens.
-
-    Attributes:
-        line: line of the dataset file it came from, from 1.
-        tokens: ids.
-        trained: for each token, whether it is learned.
-        answers: contents of the assistant's turns that are learned, in order.
-    """
-
-    line: int
-    tokens: tuple[int, ...]
-    trained: tuple[bool, ...]
-    answers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class EncodedRows:
-    """All rows of a split, and the lines that were dropped or cut because they were too long.
-
-    `groups` holds the rows of each line when a line is a pair (chosen, rejected), else None.
-    """
-
-    rows: tuple[TokenRow, ...]
-    dropped_lines: tuple[int, ...]
-    cut_lines: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...] | None = None
-
-    @property
-    def leading(self) -> tuple[TokenRow, ...]:
-        """One row of each line: all rows, or the chosen ones."""
-        return self.rows if self.groups is None else tuple(self.rows[g[0]] for g in self.groups)
-
-    def first(self, count: int) -> EncodedRows:
-        """At most so many rows from the start, in whole groups."""
-        if self.groups is None:
-            return replace(self, rows=self.rows[:count])
-        groups = tuple(group for group in self.groups if group[-1] < count)
-        return replace(self, rows=self.rows[: sum(map(len, groups))], groups=groups)
+MASK_POLICY = "answers with their stop tokens, not those of weight 0; of a pair the last answer"
+"""What is learned of a row, in words; a part of the token cache's key."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +43,37 @@ class Conversation:
     def answers(self) -> tuple[str, ...]:
         """Contents of the assistant's turns that are learned."""
         learned = self.messages[self.given :]
-        return tuple(str(turn["content"]) for turn in learned if turn["role"] == "assistant")
+        return tuple(str(turn["content"]) for turn in learned if _is_answer(turn))
+
+
+def _is_answer(turn: Mapping[str, Any]) -> bool:
+    """Whether the renderer lets a turn be learned: the assistant's, without OpenAI's `weight` 0."""
+    return bool(turn["role"] == "assistant" and turn.get("weight") != 0)
+
+
+_READ = ("chat", "pair")
+"""Kinds of rows that training reads."""
+_NOT_READ: Mapping[str, str] = {
+    "feedback": "its rows say of one answer whether it was good, which no objective learns from yet",
+    "problem": "its rows have answers to be checked and none to be learned",
+    "text": "its rows are plain text, without questions and answers",
+}
+
+
+def check_kind(dataset: Artifact) -> None:
+    """Refuse a dataset whose rows training cannot read, before anything is loaded.
+
+    Raises:
+        DataError: says why, and what to do.
+    """
+    kind = dataset.facts.get("kind", "chat")
+    if kind not in _READ:
+        raise DataError(
+            f"{dataset.dir} holds rows of the kind {kind!r}, which training does not read",
+            why=_NOT_READ.get(kind, "this version knows no such rows"),
+            fix="train on chat rows or on pairs of answers: `tunesmith data convert --help` lists schemas, and "
+            "data.rows and data.fields say which fields are questions and answers",
+        )
 
 
 def read_conversations(path: Path) -> Iterator[tuple[int, list[Conversation]]]:
@@ -78,6 +81,7 @@ def read_conversations(path: Path) -> Iterator[tuple[int, list[Conversation]]]:
     with path.open(encoding="utf-8") as stream:
         for line, text in enumerate(stream, 1):
             row = json.loads(text)
+            _refuse_tools(row, f"{path.name}:{line}")
             if "messages" in row:
                 yield line, [Conversation(row["messages"])]
                 continue
@@ -86,15 +90,62 @@ def read_conversations(path: Path) -> Iterator[tuple[int, list[Conversation]]]:
             yield line, [Conversation([*prompt, *answer], len(prompt)) for answer in answers]
 
 
+def _refuse_tools(row: Mapping[str, Any], where: str) -> None:
+    """A model that never saw its tools' descriptions would learn to call what it cannot know."""
+    turns = [
+        turn for name in ("messages", "prompt", "chosen", "rejected") for turn in row.get(name, ())
+    ]
+    if row.get("tools") or any(turn.get("tool_calls") for turn in turns):
+        raise DataError(
+            f"{where}: the row has tools, which training does not render yet",
+            why="the model would be trained without their descriptions and calls",
+            fix="leave such rows out of the dataset, or turn their calls into text",
+        )
+
+
 def encode_rows(
-    path: Path, renderer: ChatRenderer, *, max_row_tokens: int, on_long_row: LongRowPolicy
+    path: Path,
+    renderer: ChatRenderer,
+    *,
+    max_row_tokens: int,
+    on_long_row: LongRowPolicy,
+    cache: TokenCache | None = None,
 ) -> EncodedRows:
-    """Every conversation of a dataset file as tokens.
+    """Every conversation of a dataset file as tokens, made now or found in the cache: the same rows.
 
     Raises:
         DataError: rows are longer than `max_row_tokens` and the policy is to refuse them, or a
-            prompt cannot be cut enough because the answer alone is too long.
+            prompt cannot be cut enough because the answer alone is too long; or a row has tools.
     """
+    if cache is None:
+        return _made(path, renderer, max_row_tokens, on_long_row)
+    parts = key_parts(path, renderer, max_row_tokens=max_row_tokens, on_long_row=on_long_row)
+    found = cache.find(parts)
+    if found.arrays is not None:
+        return replace(from_arrays(found.arrays), origin=found.why)
+    made = _made(path, renderer, max_row_tokens, on_long_row)
+    not_kept = cache.keep(parts, to_arrays(made))
+    return replace(made, origin=f"made, {found.why}" + (f"; not kept: {not_kept}" * bool(not_kept)))
+
+
+def key_parts(
+    path: Path, renderer: ChatRenderer, *, max_row_tokens: int, on_long_row: LongRowPolicy
+) -> dict[str, Any]:
+    """Everything that a dataset file's tokens depend on, by name."""
+    modules = (__file__, token_rows.__file__, chat.__file__, token_cache.__file__)
+    return {
+        "rows": sha256_of_file(path),
+        **token_cache.renderer_parts(renderer),
+        "mask policy": MASK_POLICY,
+        "max_row_tokens": max_row_tokens,
+        "on_long_row": on_long_row,
+        "code": token_cache.code_hash(modules),
+    }
+
+
+def _made(
+    path: Path, renderer: ChatRenderer, max_row_tokens: int, on_long_row: LongRowPolicy
+) -> EncodedRows:
     rows: list[TokenRow] = []
     dropped: list[int] = []
     cut: list[int] = []
@@ -134,8 +185,7 @@ def encode_rows(
 
 def _encoded(line: int, conversation: Conversation, renderer: ChatRenderer) -> TokenRow:
     rendered = renderer.render(conversation.messages)
-    given = conversation.messages[: conversation.given]
-    skipped = sum(turn["role"] == "assistant" for turn in given)
+    skipped = sum(map(_is_answer, conversation.messages[: conversation.given]))
     trained = _without_first(rendered.trained, skipped)
     return TokenRow(line, rendered.token_ids, trained, conversation.answers)
 

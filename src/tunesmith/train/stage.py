@@ -179,6 +179,9 @@ def _say_plan(plan: TrainPlan, say: Any) -> None:
         f"{plan.base.name}, {plan.method.kind}, {plan.precision} on {plan.device} with {plan.threads} threads: "
         f"{len(plan.rows.rows)} rows, {tokens} tokens ({learned} trained), {plan.total_steps} steps"
     )
+    for split, encoded in (("train", plan.rows), ("validation", plan.validation)):
+        if encoded.origin:
+            say(f"tokens of {split}: {encoded.origin}")
     for line in pace.lines(plan):
         say(line)
     for split, found in plan.proved.items():
