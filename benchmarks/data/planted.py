@@ -217,6 +217,21 @@ def planted(
     return items + made
 
 
+def apart(rows: Sequence[tuple[str, str]], most: float = 0.5) -> list[tuple[str, str]]:
+    """Rows of which no two share more than half of their words (Jaccard), in their order.
+
+    What is planted among them is then all that is near: real sets hold near-duplicates of their own.
+    """
+    kept: list[tuple[str, str]] = []
+    words: list[set[str]] = []
+    for row in rows:
+        own = set(re.findall(r"\w+", row[0].lower()))
+        if all(len(own & seen) <= most * len(own | seen) for seen in words):
+            kept.append(row)
+            words.append(own)
+    return kept
+
+
 _SUBJECTS = [
     "engine",
     "bridge",

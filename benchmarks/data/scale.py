@@ -23,11 +23,10 @@ import psutil
 
 BUILD = """
 import json, resource, sys
-from pathlib import Path
 from tunesmith import data
 from tunesmith.config import recipe_from
 section = {"source": {"kind": "files", "train": sys.argv[1]}, "clean": {"exact": "drop", "near": "drop"}}
-result = data.split_files(recipe_from({"data": section}), Path(sys.argv[2]), processes=int(sys.argv[3]))
+result = data.build(recipe_from({"data": section}), sys.argv[2], processes=int(sys.argv[3]))
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(json.dumps({
     "rows": dict(result.rows), "left_out": result.report["left_out"]["by_rule"],

@@ -53,7 +53,8 @@ def test_a_command_in_the_docs_is_one_that_the_parser_takes(page, line):
         found = group.get_command(context, rest[0])
         assert found is not None, f"{page}: {line!r} names no command"
         group, rest = found, rest[1:]
-    options = {opt for p in group.params if isinstance(p, click.Option) for opt in p.opts}
+    own = [p for p in group.params if isinstance(p, click.Option)]
+    options = {opt for p in own for opt in (*p.opts, *p.secondary_opts)}
     unknown = [
         w for w in rest if w.startswith("-") and w.split("=")[0] not in {*options, "--help", "-h"}
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from tunesmith import data
 from tunesmith.config import recipe_from
 from tunesmith.store import Run
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -12,7 +12,14 @@ import pytest
 from tunesmith import data
 from tunesmith.config import recipe_from
 from tunesmith.data import databases, stage
-from tunesmith.errors import ConfigError, DataError, MissingError, StorageError
+from tunesmith.errors import (
+    ConfigError,
+    DataError,
+    EnvironmentProblem,
+    InterruptedRun,
+    MissingError,
+    StorageError,
+)
 from tunesmith.store import MANIFEST, Artifact, Run
 
 
@@ -45,7 +52,7 @@ def test_the_sample_is_sealed_with_rows_databases_report_and_card(seal, rows_of)
     connection = sqlite3.connect(place)
     assert connection.execute(row["messages"][-1]["content"]).fetchall()
     connection.close()
-    card = result.artifact.path("card.md").read_text(encoding="utf-8")
+    card = result.artifact.path("README.md").read_text(encoding="utf-8")
     assert "| train | 1400 | 0 |" in card
     assert result.artifact.read_json("report.json") == result.report
 
@@ -107,7 +114,7 @@ def test_overlapping_rows_can_be_left_out_of_training(seal, lines, rows_of):
     assert result.rows == {"train": 8, "validation": 3, "test": 7}
     assert result.report["left_out"]["by_overlap"] == {"train": 2}
     assert "question 3" not in [r["messages"][0]["content"] for r in rows_of(result, "train")]
-    assert "2 rows of train were left out" in result.artifact.path("card.md").read_text()
+    assert "2 rows of train were left out" in result.artifact.path("README.md").read_text()
 
 
 def test_rows_without_the_required_value_are_left_out_and_counted(seal, lines):
@@ -154,9 +161,9 @@ def test_all_missing_files_are_named(lines):
     assert "also/gone.jsonl: no such file" in caught.value.what
 
 
-def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+def test_a_folder_without_files_is_named(tmp_path):
     recipe = recipe_from({"data": files(train=tmp_path)})
-    with pytest.raises(MissingError, match="a folder, not a file"):
+    with pytest.raises(MissingError, match=str(tmp_path)):
         data.sources(recipe)
 
 
@@ -257,7 +264,7 @@ def test_a_disk_that_takes_no_more_seals_nothing_and_the_run_can_be_resumed(tmp_
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with (
-            pytest.raises(StorageError, match=r"cannot write .*train\.jsonl"),
+            pytest.raises(StorageError, match="cannot write"),
             Run.open(tmp_path / "x", "data", inputs={}, parents=parents) as at,
         ):
             data.run(recipe, at)
@@ -292,7 +299,7 @@ def test_an_interrupt_seals_nothing(lines, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stage.databases, "copy_databases", interrupted)
-    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+    with pytest.raises(InterruptedRun):  # noqa: SIM117
         with Run.open(tmp_path / "x", "data", inputs={}, parents=data.sources(recipe)) as at:
             data.run(recipe, at)
     assert not (tmp_path / "x" / MANIFEST).exists()
@@ -323,6 +330,91 @@ def test_pairs_and_single_answers_in_one_dataset_are_refused_with_their_files(se
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": turn, **answers}) + "\n")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
     named = {"train": tmp_path / "pairs.jsonl", "validation": tmp_path / "rows.jsonl"}
-    with pytest.raises(DataError, match="pairs beside files of another kind") as refusal:
+    with pytest.raises(DataError, match="beside files of another kind") as refusal:
         seal(files(**named))
-    assert "rows.jsonl: prompt-completion rows beside" in str(refusal.value)
+    assert "rows.jsonl: chat rows (prompt-completion) beside" in str(refusal.value)
+
+
+def test_every_changed_and_dropped_row_is_in_a_side_file_as_it_came(seal, lines, rows_of):
+    rows = pairs(0, 40)
+    rows[3]["completion"] = "answer 3   \r\nand more"
+    rows[5]["completion"] = "answer 5\u200b"
+    rows.append({"prompt": rows[5]["prompt"], "completion": "answer 5\u200b"})
+    rows.append({"prompt": "question 41", "completion": "a" * 90})
+    path = lines("a.jsonl", rows)
+    clean = {"normalize": True, "exact": "drop", "max_answer_characters": 50}
+    result = seal({**files(train=path), "clean": clean})
+    dropped, changed = rows_of(result, "dropped"), rows_of(result, "changed")
+    assert [(one["where"], one["rule"]) for one in dropped] == [
+        (f"{path}:42", "length"),
+        (f"{path}:41", "exact"),
+    ]
+    assert dropped[1]["row"]["messages"][1]["content"] == "answer 5\u200b"
+    assert dropped[1]["reason"] == f"the same as {path}:6"
+    assert [(one["where"], one["rule"]) for one in changed] == [
+        (f"{path}:4", "normalize"),
+        (f"{path}:6", "normalize"),
+    ]
+    assert changed[1]["row"]["messages"][1]["content"] == "answer 5\u200b"
+    assert changed[1]["to"]["messages"][1]["content"] == "answer 5"
+    assert sum(result.rows.values()) + len(dropped) == 42
+    assert result.report["changed"] == {"normalize": 3}
+
+
+def test_rows_in_any_script_are_found_again_when_they_are_dropped(seal, lines, rows_of):
+    words = ["naïve", "日本", "Ελλάδα", "plain", "😀"]
+    rows = [{"prompt": f"{words[n % 5]} {n}", "completion": "a", "n": n} for n in range(60)]
+    path = lines("a.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
+    result = seal({**files(train=path), "max_train_rows": 10, "split": {"near_duplicates": False}})
+    dropped = rows_of(result, "dropped")
+    assert len(dropped) == 38
+    for one in dropped:
+        number = one["row"]["meta"]["n"]
+        assert one["where"] == f"{path}:{number + 1}"
+        assert one["row"]["messages"][0]["content"] == rows[number]["prompt"]
+
+
+def test_of_two_equal_rows_the_one_in_training_goes(seal, lines):
+    train, test = lines("a.jsonl", pairs(0, 20)), lines("t.jsonl", pairs(18, 25))
+    section = files(train=train, validation=lines("v.jsonl", pairs(30, 33)), test=test)
+    result = seal({**section, "clean": {"exact": "drop"}})
+    assert result.rows == {"train": 18, "validation": 3, "test": 7}
+
+
+def test_a_file_that_fits_no_schema_is_one_problem(seal, lines):
+    path = lines("a.jsonl", [{"frage": n, "antwort": n} for n in range(30)])
+    with pytest.raises(DataError, match="1 problem in the data") as caught:
+        seal(files(train=path))
+    assert "its fields are frage, antwort" in caught.value.what
+
+
+def test_findings_of_the_checks_are_sealed_with_their_lines(seal, lines, rows_of):
+    rows = pairs(0, 120)
+    rows[7]["completion"] = "I'm sorry, but I cannot help with that."
+    path = lines("a.jsonl", rows)
+    result = seal(files(train=path))
+    found = [one for one in rows_of(result, "findings") if one["where"] == f"{path}:8"]
+    assert "refusal" in [one["check"] for one in found]
+    assert result.report["score"]["n_rows"] == 120
+
+
+def test_rows_that_repeat_a_benchmark_are_dropped_and_the_benchmark_is_a_parent(
+    seal, lines, rows_of, tmp_path
+):
+    (tmp_path / "bench").mkdir()
+    rows = [*pairs(0, 20), {"prompt": "Who built the old lighthouse of Genoa?", "completion": "x"}]
+    path = lines("a.jsonl", rows)
+    bench = lines(
+        "bench/b.jsonl", [{**rows[-1], "prompt": "who built the old lighthouse of Genoa"}]
+    )
+    result = seal({**files(train=path), "clean": {"against": str(tmp_path / "bench")}})
+    dropped = rows_of(result, "dropped")
+    assert [(one["where"], one["rule"]) for one in dropped] == [(f"{path}:21", "contamination")]
+    assert str(bench) in [parent.path for parent in result.artifact.parents]
+
+
+def test_without_numpy_the_error_names_the_extra(seal, lines, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(EnvironmentProblem, match="numpy") as caught:
+        seal(files(train=lines("a.jsonl", pairs(0, 20))))
+    assert "tunesmith[data]" in caught.value.fix

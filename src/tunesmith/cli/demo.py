@@ -163,7 +163,7 @@ class _Tour:
 
     def _show_row(self, done: Done) -> None:
         """One training row as the model sees it."""
-        from tunesmith.cli.data.build import show_row
+        from tunesmith.cli.data.show import show_row
 
         self._say("")
         shown = show_row(self.recipe, done.artifact.dir, split="train", row=1)

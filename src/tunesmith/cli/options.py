@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
 
-__all__ = ["Asked", "fit_option", "json_option", "recipe_options"]
+__all__ = ["Asked", "fit_option", "json_option", "processes_option", "recipe_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,6 +69,13 @@ fit_option = click.option(
     help="When memory is short, lower settings one by one (micro batch, checkpointing, QLoRA, row "
     "length, micro batch again, rank, 8-bit optimizer where bitsandbytes is installed) until a step "
     "fits, by the memory formula and then as measured by rehearsing it; each is printed.",
+)
+
+processes_option = click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Worker processes: one a core by default, none with 1. The result is the same.",
 )
 
 json_option = click.option(

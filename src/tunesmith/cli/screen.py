@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,14 @@ __all__ = [
 ]
 
 _WIDTH_OF_A_PIPE = 160
+_STEERING = re.compile("[\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+"""Characters that may stand in JSON as they are, but steer terminals, or cannot be written at all."""
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    click.echo(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def note(text: str) -> None:
@@ -55,11 +59,13 @@ def show_error(error: TunesmithError, *, as_json: bool) -> None:
         return
     from rich.text import Text
 
-    text = Text.assemble(("error: ", "bold red"), error.what)
+    from tunesmith.telemetry import visible
+
+    text = Text.assemble(("error: ", "bold red"), visible(error.what))
     if error.why:
-        text.append_text(Text.assemble("\n", ("  why: ", "bold"), error.why))
+        text.append_text(Text.assemble("\n", ("  why: ", "bold"), visible(error.why)))
     if error.fix:
-        text.append_text(Text.assemble("\n", ("  fix: ", "bold green"), error.fix))
+        text.append_text(Text.assemble("\n", ("  fix: ", "bold green"), visible(error.fix)))
     console(stderr=True).print(text, soft_wrap=True)
 
 
@@ -96,11 +102,15 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
+    from tunesmith.telemetry import visible
+
     grid = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, header in enumerate(headers):
         grid.add_column(header, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        grid.add_row(
+            *(cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in row)
+        )
     (to or console()).print(grid)
 
 

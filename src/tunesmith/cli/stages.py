@@ -22,16 +22,24 @@ def tell(step: Step) -> None:
     note(f"{step.stage}: {_VERBS[step.action]} ({step.why})")
 
 
-def one_stage(asked: Asked, stage: Stage, *, resume: bool, as_json: bool) -> None:
+def one_stage(
+    asked: Asked, stage: Stage, *, resume: bool, as_json: bool, processes: int | None = None
+) -> None:
     """A stage command: load, call, print."""
     from tunesmith import pipeline
 
     recipe = asked.load(stage)
-    done = pipeline.run_stage(recipe, stage, resume=resume, spelled=asked.spelled, tell=tell)
+    done = pipeline.run_stage(
+        recipe, stage, resume=resume, spelled=asked.spelled, tell=tell, processes=processes
+    )
     if as_json:
         print_json(as_dict(done))
         return
     print_done([done])
+    if stage == "data":
+        from tunesmith.cli.data.split import print_report
+
+        print_report(done.artifact.read_json("report.json"))
     if stage == "evaluate":
         from tunesmith.evaluate import open_result, render_summary
 

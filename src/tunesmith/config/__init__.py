@@ -1,11 +1,24 @@
 """Every type that a user can set, and the loader that reads them."""
 
 from tunesmith.config.base import Settings
-from tunesmith.config.data import DataConfig, FieldMapping, FilesSource, SampleSource
+from tunesmith.config.card import CardConfig
+from tunesmith.config.data import (
+    CheckConfig,
+    CleanConfig,
+    DataConfig,
+    FieldMapping,
+    FilesSource,
+    MixSource,
+    RandomSplit,
+    SampleSource,
+    SplitConfig,
+    TimeSplit,
+)
 from tunesmith.config.evaluate import EvaluateConfig, ExactMatchTask, SqlExecutionTask
 from tunesmith.config.export import FORMS, ExportConfig, Form
 from tunesmith.config.load import Value, explain, load_recipe, recipe_from
 from tunesmith.config.model import ModelConfig
+from tunesmith.config.privacy import PiiConfig, SecretsConfig
 from tunesmith.config.recipe import Recipe, refuse_unread
 from tunesmith.config.serve import ServeConfig
 from tunesmith.config.train import (
@@ -20,6 +33,9 @@ from tunesmith.config.train import (
 
 __all__ = [
     "FORMS",
+    "CardConfig",
+    "CheckConfig",
+    "CleanConfig",
     "DataConfig",
     "DpoObjective",
     "EvaluateConfig",
@@ -30,15 +46,21 @@ __all__ = [
     "Form",
     "FullMethod",
     "LoraMethod",
+    "MixSource",
     "ModelConfig",
     "OptimizerConfig",
+    "PiiConfig",
     "QloraMethod",
+    "RandomSplit",
     "Recipe",
     "SampleSource",
+    "SecretsConfig",
     "ServeConfig",
     "Settings",
     "SftObjective",
+    "SplitConfig",
     "SqlExecutionTask",
+    "TimeSplit",
     "TrainConfig",
     "Value",
     "explain",

@@ -337,5 +337,7 @@ def _resolved(layers: _Layers, key: str, value: Any, *, only_dotted: bool) -> An
         return [_resolved(layers, key, item, only_dotted=only_dotted) for item in value]
     if not isinstance(value, str) or (only_dotted and not value.startswith(("./", "../"))):
         return value
+    if value.startswith("hf://"):
+        return value  # a place on the hub
     folder = layers.folders.get(key, Path.cwd())
     return str(folder / Path(value).expanduser())

@@ -131,6 +131,8 @@ class TrainConfig(Settings):
     """Use the fused paths. Off: the plain path, slower, the same result within rounding."""
     trunk_cache: Literal["auto", "ram", "disk", "off"] = "auto"
     """Where the output of the frozen lower layers is kept once computed; `auto`: memory, else disk, if it fits."""
+    token_cache_gib: float = Field(2.0, ge=0)
+    """Space in the user's cache folder for tokens of rows; those not used for longest go. 0: no cache is used."""
     validate_every_steps: int | None = Field(None, ge=1)
     """Steps between two measurements of the validation loss; about eight in a run when not set."""
     sample_every_steps: int | None = Field(None, ge=1)

@@ -13,7 +13,7 @@ from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.store import Run, sha256_of_file
 
-__all__ = ["changed", "check_databases", "check_rows", "copy_databases", "make_databases"]
+__all__ = ["changed", "check_databases", "check_row", "copy_databases", "make_databases"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MAGIC = b"SQLite format 3\0"
@@ -54,16 +54,15 @@ def _n_tables(path: Path) -> int:
         connection.close()
 
 
-def check_rows(rows: Sequence[Row], names: Sequence[str], problems: Problems) -> None:
-    """Note each row whose field `database` names none of `names`, when there are several."""
-    for row in rows:
-        name = row.meta.get("database")
-        if name in names or (name is None and len(names) == 1):
-            continue
-        if name is None:
-            problems.add(row.where, f"the field 'database' is missing; it is one of {_list(names)}")
-        else:
-            problems.add(row.where, f"database: {name!r} is not one of {_list(names)}")
+def check_row(row: Row, names: Sequence[str], problems: Problems) -> None:
+    """Note a row whose field `database` names none of `names`; with a single one it may be left out."""
+    name = row.meta.get("database")
+    if name in names or (name is None and len(names) == 1):
+        return
+    if name is None:
+        problems.add(row.where, f"the field 'database' is missing; it is one of {_list(names)}")
+    else:
+        problems.add(row.where, f"database: {name!r} is not one of {_list(names)}")
 
 
 def _list(names: Sequence[str]) -> str:

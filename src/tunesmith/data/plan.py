@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import FilesSource, Recipe, SampleSource, refuse_unread
-from tunesmith.data.samples import text_to_sql
+from tunesmith.config import (
+    DataConfig,
+    FilesSource,
+    MixSource,
+    RandomSplit,
+    Recipe,
+    SampleSource,
+    TimeSplit,
+    refuse_unread,
+)
+from tunesmith.data.card import card_facts
+from tunesmith.data.check import CheckOptions
+from tunesmith.data.clean.plan import CleanPlan, plan_clean
+from tunesmith.data.mix import Mix, refuse_unknown
+from tunesmith.data.read import expand
+from tunesmith.data.samples import load_sample
+from tunesmith.data.schemas import Options, options_of
 from tunesmith.data.split import SPLITS
 from tunesmith.errors import MissingError, listed
 from tunesmith.store import Parent
 
-__all__ = ["DataPlan", "plan_data", "sources"]
+__all__ = ["DataPlan", "HoldOut", "RowFile", "plan_data", "sources"]
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file with rows, the split that it is given for, and its part of a mix (else empty)."""
+
+    path: Path
+    split: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """How rows are held out of training for the splits without files.
+
+    Attributes:
+        ratios: split -> share of the training rows.
+        n_rows: split -> rows; a split is in one of both.
+        stratify, group, time: fields to go by.
+        by_template, near_duplicates: what else keeps rows on one side.
+    """
+
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    n_rows: Mapping[str, int] = field(default_factory=dict)
+    stratify: str | None = None
+    group: str | None = None
+    time: str | None = None
+    by_template: bool = False
+    near_duplicates: bool = False
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are held out, in the order in which they are: by time the latest first."""
+        names = [name for name in SPLITS if name in self.ratios or name in self.n_rows]
+        return tuple(reversed(names) if self.time else names)
+
+    def n_wanted(self, split: str, n_rows: int) -> int:
+        """Rows to hold out for a split of so many."""
+        return self.n_rows.get(split) or round(self.ratios[split] * n_rows)
 
 
 @dataclass(frozen=True)
@@ -21,28 +75,48 @@ class DataPlan:
     """Everything the stage will use.
 
     Attributes:
-        source: "files" or the sample's name, for reports.
-        files: split -> files in order; a split without files is held out of `train`.
+        source: "files", "mix" or the sample's name, for reports.
+        files: all files with rows, those of a split in their order, training first.
         databases: name -> SQLite file.
         scripts: name -> SQL script that makes a database.
-        fields: names of the prompt and the completion field, when the user gave them.
+        form: what the files are; "auto" is told from their content.
+        options: how rows are read: the fields and the schema that the user named, the system message.
         require: field -> the value that a row must have to be kept.
-        ratios: split -> share of the training rows to hold out.
+        held_out: how the splits without files get their rows.
         limits: split -> most rows.
-        drops_overlaps: leave rows out of training that repeat held-out prompts; refused otherwise.
+        on_overlap: what to do with prompts that stand in two splits; None where that cannot be.
+        on_near_overlap: the same for nearly equal prompts.
+        clean: rules that drop and change rows.
+        check: what the checks look for.
+        mix: how training rows are mixed.
+        source_field: field that gets the name of a row's part of the mix.
+        card: what the recipe says of its data, for the dataset's card.
     """
 
     source: str
     seed: int
-    files: Mapping[str, tuple[Path, ...]]
+    files: tuple[RowFile, ...]
     limits: Mapping[str, int | None]
     databases: Mapping[str, Path]
     scripts: Mapping[str, Path]
-    fields: tuple[str, str] | None = None
-    system: str | None = None
-    require: Mapping[str, Any] | None = None
-    ratios: Mapping[str, float] | None = None
-    drops_overlaps: bool = False
+    form: str = "auto"
+    options: Options = field(default_factory=Options)
+    require: Mapping[str, Any] = field(default_factory=dict)
+    held_out: HoldOut = HoldOut()
+    on_overlap: str | None = None
+    on_near_overlap: str | None = None
+    near_similarity: float = 0.0
+    clean: CleanPlan = field(default_factory=CleanPlan)
+    check: CheckOptions = field(default_factory=CheckOptions)
+    mix: Mix | None = None
+    source_field: str = ""
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """Every file that the dataset is made from, once."""
+        paths = [*(file.path for file in self.files), *self.clean.against]
+        return tuple(dict.fromkeys([*paths, *self.databases.values(), *self.scripts.values()]))
 
 
 def plan_data(recipe: Recipe) -> DataPlan:
@@ -50,10 +124,13 @@ def plan_data(recipe: Recipe) -> DataPlan:
 
     Raises:
         ConfigError: a key is set that would have no effect.
+        MissingError: a folder or pattern stands for no file.
     """
     source = recipe.data.source
     match source:
         case FilesSource():
+            made = _plan_files(recipe, source)
+        case MixSource():
             made = _plan_files(recipe, source)
         case SampleSource():
             made = _plan_sample(recipe, source)
@@ -71,55 +148,122 @@ def sources(recipe: Recipe) -> tuple[Parent, ...]:
         ConfigError: a key is set that would have no effect.
         MissingError: files are not there; all are named.
     """
-    made = plan_data(recipe)
-    row_files = [path for split in SPLITS for path in made.files[split]]
-    files = list(dict.fromkeys([*row_files, *made.databases.values(), *made.scripts.values()]))
+    files = plan_data(recipe).all_files
     _refuse_missing(files)
     return tuple(Parent.file(path) for path in files)
 
 
 def _plan_sample(recipe: Recipe, source: SampleSource) -> DataPlan:
+    config = recipe.data
+    sample = load_sample(source.name)
+    row_files = sample.row_files()
+    # The checks read `databases`, which the sample has no use for: set, it must be refused.
+    is_set = "databases" in config.model_fields_set
     return DataPlan(
         source=source.name,
         seed=recipe.seed,
-        files={split: (path,) for split, path in text_to_sql.row_files().items()},
+        files=tuple(RowFile(row_files[split], split) for split in SPLITS),
         limits=_limits(recipe),
         databases={},
-        scripts=text_to_sql.scripts(),
+        scripts=sample.scripts(),
+        on_overlap="refuse",
+        on_near_overlap=config.on_near_overlap,
+        near_similarity=config.near_similarity,
+        clean=_clean(config),
+        card=card_facts(recipe),
+        check=CheckOptions() if is_set else CheckOptions.of(recipe),
     )
 
 
-def _plan_files(recipe: Recipe, source: FilesSource) -> DataPlan:
+def _plan_files(recipe: Recipe, source: FilesSource | MixSource) -> DataPlan:
     config = recipe.data
-    named = config.fields
-    files = {split: tuple(map(Path, getattr(source, split))) for split in SPLITS}
-    ratios = {}
-    if not files["validation"]:
-        ratios["validation"] = config.validation_ratio
-    if not files["test"]:
-        ratios["test"] = config.test_ratio
-    # What is held out by ratio cannot overlap: then `on_overlap` is not read, and refused if set.
-    drops = len(ratios) < 2 and config.on_overlap == "drop_from_train"
+    held_out = _held_out(recipe, source)
+    # What is held out by prompts cannot overlap: then `on_overlap` is not read, and refused if set.
+    may_overlap = len(held_out.splits) < 2 or held_out.time is not None
+    may_be_near = may_overlap or not held_out.near_duplicates
     return DataPlan(
-        source="files",
+        source=source.kind,
         seed=recipe.seed,
-        files=files,
+        files=tuple(_row_files(source)),
         limits=_limits(recipe),
         databases={name: Path(path) for name, path in config.databases.items()},
         scripts={},
-        fields=(named.prompt, named.completion) if named else None,
-        system=config.system,
+        form=config.form,
+        options=options_of(config),
         require=config.require,
-        ratios=ratios,
-        drops_overlaps=drops,
+        held_out=held_out,
+        on_overlap=config.on_overlap if may_overlap else None,
+        on_near_overlap=config.on_near_overlap if may_be_near else None,
+        near_similarity=config.near_similarity,
+        clean=_clean(config),
+        card=card_facts(recipe),
+        check=CheckOptions.of(recipe),
+        mix=_mix(source) if isinstance(source, MixSource) else None,
+        source_field=source.source_field if isinstance(source, MixSource) else "",
     )
 
 
+def _row_files(source: FilesSource | MixSource) -> Iterable[RowFile]:
+    """All files with rows: training files first, then those of the other splits."""
+    if isinstance(source, MixSource):
+        for part, paths in source.parts.items():
+            yield from (RowFile(path, "train", part) for path in expand(paths, split="train"))
+    for split in SPLITS[isinstance(source, MixSource) :]:
+        paths = getattr(source, split)
+        yield from (RowFile(path, split) for path in expand(paths, split=split))
+
+
+def _held_out(recipe: Recipe, source: FilesSource | MixSource) -> HoldOut:
+    config = recipe.data
+    ratios: dict[str, float] = {}
+    n_rows: dict[str, int] = {}
+    # A number of rows stands in place of the ratio, which is then not read, and refused if set.
+    if not source.validation:
+        if config.validation_rows is None:
+            ratios["validation"] = config.validation_ratio
+        else:
+            n_rows["validation"] = config.validation_rows
+    if not source.test:
+        if config.test_rows is None:
+            ratios["test"] = config.test_ratio
+        else:
+            n_rows["test"] = config.test_rows
+    if not ratios and not n_rows:
+        return HoldOut()
+    match config.split:
+        case RandomSplit() as split:
+            return HoldOut(
+                ratios,
+                n_rows,
+                stratify=split.stratify,
+                group=split.group,
+                by_template=split.by_template,
+                near_duplicates=split.near_duplicates,
+            )
+        case TimeSplit() as split:
+            return HoldOut(ratios, n_rows, time=split.field)
+
+
+def _mix(source: MixSource) -> Mix:
+    refuse_unknown(source.parts, source.weights)
+    weights = {name: source.weights.get(name, 1.0) for name in source.parts}
+    return Mix(weights, source.train_rows, source.max_repeats)
+
+
 def _limits(recipe: Recipe) -> dict[str, int | None]:
-    return {"train": recipe.data.max_train_rows, "test": recipe.data.max_test_rows}
+    config = recipe.data
+    mixes = isinstance(config.source, MixSource)
+    # A mix has its own number of training rows.
+    train = None if mixes else config.max_train_rows
+    return {"train": train, "test": config.max_test_rows}
 
 
-def _refuse_missing(files: Iterable[Path]) -> None:
+def _clean(config: DataConfig) -> CleanPlan:
+    clean = plan_clean(config.clean)
+    return replace(clean, against=tuple(expand(clean.against)))
+
+
+def _refuse_missing(files: Sequence[Path]) -> None:
     problems = [
         f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"
         for path in files

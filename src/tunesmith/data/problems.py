@@ -22,6 +22,11 @@ class Problems:
         if len(self.lines) < self.SHOWN:
             self.lines.append(f"{where}: {what}")
 
+    def merge(self, other: Problems) -> None:
+        """Take over what another one noted, after what is here."""
+        self.n_problems += other.n_problems
+        self.lines += other.lines[: self.SHOWN - len(self.lines)]
+
     def raise_any(self, fix: str) -> None:
         """Raise what was noted.
 

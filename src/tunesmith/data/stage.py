@@ -1,33 +1,38 @@
-"""The data stage: raw files to a sealed dataset."""
+"""The data stage: raw files to a sealed dataset, streamed.
+
+Rows go through once, in chunks and by several processes, into a spool on the disk; what becomes of each is decided from
+a few numbers that stay in memory; then the spool is written out by splits and the dataset is sealed. Equal input gives
+equal files, whatever the number of processes.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tunesmith.config import Recipe
 from tunesmith.data import databases
-from tunesmith.data.card import card
-from tunesmith.data.convert import PREFERENCE, convert
+from tunesmith.data.card import CARD, card
+from tunesmith.data.check import Finding
+from tunesmith.data.gather import gather, read_files
+from tunesmith.data.intake import finding_line, side_line
+from tunesmith.data.parallel import terminable
 from tunesmith.data.plan import DataPlan, plan_data
-from tunesmith.data.problems import Problems
-from tunesmith.data.read import RawFile, read_file
-from tunesmith.data.rows import Row
-from tunesmith.data.split import (
-    SPLITS,
-    drawn,
-    find_overlaps,
-    hold_out,
-    prompt_key,
-    refuse_overlaps,
-)
-from tunesmith.errors import DataError
-from tunesmith.store import Artifact, Run
+from tunesmith.data.report import report_of
+from tunesmith.data.settle import Leak, Settled, settle, shown_prompt
+from tunesmith.data.split import LEFT_OUT, SPLITS
+from tunesmith.data.spool import Spool, spooling
+from tunesmith.errors import InterruptedRun
+from tunesmith.store import Artifact, Run, reach
 
-__all__ = ["DataResult", "read_files", "run"]
+__all__ = ["SIDES", "DataResult", "read_files", "run"]
+
+SIDES = ("dropped", "changed", "findings")
+"""Files of a sealed dataset beside its splits, each with one JSON object a line."""
 
 
 @dataclass(frozen=True)
@@ -46,179 +51,124 @@ class DataResult:
     report: Mapping[str, Any]
 
 
-@dataclass
-class _Gathered:
-    """Rows of each split on their way, and what happened to them."""
+def run(recipe: Recipe, at: Run, *, processes: int | None = None) -> DataResult:
+    """Read, check, split and seal.
 
-    splits: dict[str, list[Row]] = field(default_factory=dict)
-    files: list[dict[str, Any]] = field(default_factory=list)
-    n_not_required: int = 0
-    n_overlaps: Counter[str] = field(default_factory=Counter)
-
-
-def run(recipe: Recipe, at: Run) -> DataResult:
-    """Read, check, split and seal. Files: `SPLIT.jsonl`, `databases/NAME.sqlite`, report and card.
+    Files: `SPLIT.jsonl`; `dropped.jsonl`, `changed.jsonl` and `findings.jsonl`; `databases/NAME.sqlite`; `report.json`
+    and the card, `README.md`.
 
     Args:
         recipe: the whole recipe.
         at: opened with `sources(recipe)` as its parents.
+        processes: worker processes; None for one a core where there is much to do. The result is the same.
 
     Raises:
         ConfigError: a key is set that would have no effect.
         DataError: rows are wrong, splits overlap or are empty, or a file changed since `sources`.
-        StorageError: the disk refuses. In no case is anything sealed.
+        StorageError: the disk refuses.
+        InterruptedRun: Ctrl-C or SIGTERM came. In no case is anything sealed.
     """
-    plan = plan_data(recipe)
-    gathered = _gather(plan, _hashes(plan, at))
-    _split(gathered, plan)
+    try:
+        with terminable():
+            return _run(plan_data(recipe), at, processes)
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(
+            "the build of the dataset was stopped",
+            why="nothing of it is sealed; it is made from its files again, which are as they were",
+            fix="run the same command again with --resume",
+        ) from error
+
+
+def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
+    hashes = _hashes(plan, at)
     names = sorted([*plan.databases, *plan.scripts])
-    report = _report(plan, gathered, names)
-    for split in SPLITS:
-        text = "".join(f"{row.text}\n" for row in gathered.splits[split])
-        at.write_text(f"{split}.jsonl", text)
-    databases.copy_databases(plan.databases, _hashes(plan, at), at)
+    with spooling(at) as spool:
+        taken = gather(plan, hashes, spool, processes)
+        settled = settle(plan, spool, read_files(plan.clean.against))
+        report = report_of(plan, taken, settled, spool)
+        _write_rows(settled, spool, at)
+    databases.copy_databases(plan.databases, hashes, at)
     databases.make_databases(plan.scripts, at)
     at.write_json("report.json", report)
-    at.write_text("card.md", card(report))
-    artifact = at.finish({"rows": report["rows"], "databases": names, "source": plan.source})
+    at.write_text(CARD, card(report))
+    facts = {
+        "rows": report["rows"],
+        "kind": report["kind"],
+        "databases": names,
+        "source": plan.source,
+    }
+    artifact = at.finish(facts)
     return DataResult(artifact, report["rows"], tuple(names), report)
-
-
-def read_files(
-    files: Sequence[Path], fields: tuple[str, str] | None = None, system: str | None = None
-) -> list[Row]:
-    """Canonical rows of raw or sealed files.
-
-    Raises:
-        DataError: names everything that is wrong in them.
-    """
-    problems = Problems()
-    read = [read_file(path, problems) for path in files]
-    rows = [row for file in read for row in convert(file, fields, system, problems)[1]]
-    problems.raise_any(_FIX)
-    return rows
-
-
-_FIX = "mend the lines named; `tunesmith data show FILE` prints a row as the model would see it"
 
 
 def _hashes(plan: DataPlan, at: Run) -> dict[Path, str]:
     """The hash that each file had when the run was opened."""
     known = {parent.path: parent.sha256 for parent in at.parents if parent.kind == "file"}
-    paths = [path for split in SPLITS for path in plan.files[split]]
-    paths += [*plan.databases.values(), *plan.scripts.values()]
-    if missing := [path for path in paths if str(path) not in known]:
+    if missing := [path for path in plan.all_files if str(path) not in known]:
         raise ValueError(f"open the run with sources(recipe) as its parents: {missing[0]}")
-    return {path: known[str(path)] for path in paths}
+    return {path: known[str(path)] for path in plan.all_files}
 
 
-def _gather(plan: DataPlan, hashes: Mapping[Path, str]) -> _Gathered:
-    """Read all files of all splits, so that all problems are named at once."""
-    problems = Problems()
-    gathered = _Gathered()
-    databases.check_databases(plan.databases, problems)
-    names = [*plan.databases, *plan.scripts]
-    for split in SPLITS:
-        rows: list[Row] = []
-        for path in plan.files[split]:
-            file = read_file(path, problems)
-            _refuse_changed(file, hashes)
-            schema, found = convert(file, plan.fields, plan.system, problems)
-            kept = [row for row in found if _has_required(row, plan.require or {})]
-            gathered.n_not_required += len(found) - len(kept)
-            gathered.files.append(_facts(file, split, schema, len(found)))
-            rows += kept
-        if names:
-            databases.check_rows(rows, names, problems)
-        gathered.splits[split] = rows
-    _refuse_pairs_beside_rows(gathered.files, problems)
-    problems.raise_any(_FIX)
-    return gathered
+def _write_rows(settled: Settled, spool: Spool, at: Run) -> None:
+    """Write the spool out: `SPLIT.jsonl`, and a line for each row that is in none."""
+    _account(settled, spool)
+    copies = None if settled.copies is None else settled.copies.tolist()
+    for leak in settled.near:
+        spool.add_side("findings", finding_line(_finding(leak, spool)))
+    with ExitStack() as stack:
+        files: list[IO[bytes]] = []
+        for name in SPLITS:
+            path = stack.enter_context(at.writing(f"{name}.jsonl"))
+            files.append(stack.enter_context(path.open("wb")))
+        reach("data-write")
+        for index, (number, line) in enumerate(
+            zip(settled.splits.tolist(), spool.lines(), strict=True)
+        ):
+            if number != LEFT_OUT:
+                files[number].write(line if copies is None else line * copies[index])
+    for name in SIDES:
+        found = spool.side(name)
+        with at.writing(f"{name}.jsonl") as path:
+            _copy(found, path)
 
 
-def _refuse_pairs_beside_rows(files: Sequence[Mapping[str, Any]], problems: Problems) -> None:
-    """One dataset trains one objective: pairs and single answers do not mix."""
-    pairs = [file for file in files if file["schema"] == PREFERENCE]
-    if pairs and len(pairs) < len(files):
-        for file in files:
-            held = "pairs" if file["schema"] == PREFERENCE else f"{file['schema']} rows"
-            problems.add(file["path"], f"{held} beside files of another kind")
+def _account(settled: Settled, spool: Spool) -> None:
+    """A line in the side files for each row that was dropped, or changed and kept."""
+    written: set[int] = set()
+    for index, text, done in spool.changes():
+        if index in settled.dropped:
+            rule, reason = settled.dropped[index]
+            line = side_line(spool.where(index), rule, reason, text)
+            written.add(index)
+            spool.add_side("dropped", line)
+        else:
+            line = side_line(
+                spool.where(index), done["rule"], done["reason"], text, spool.text(index)
+            )
+            spool.add_side("changed", line)
+    for index, (rule, reason) in sorted(settled.dropped.items()):
+        if index not in written:
+            line = side_line(spool.where(index), rule, reason, spool.text(index))
+            spool.add_side("dropped", line)
 
 
-def _facts(file: RawFile, split: str, schema: str, n_rows: int) -> dict[str, Any]:
-    return {
-        "split": split,
-        "path": str(file.path),
-        "bytes": file.n_bytes,
-        "sha256": file.sha256,
-        "schema": schema,
-        "rows": n_rows,
-    }
+def _copy(found: Path | None, path: Path) -> None:
+    if found is None:
+        path.touch()
+    else:
+        shutil.copyfile(found, path)
 
 
-def _refuse_changed(file: RawFile, hashes: Mapping[Path, str]) -> None:
-    if file.sha256 and file.sha256 != hashes[file.path]:
-        raise databases.changed(file.path)
-
-
-def _has_required(row: Row, require: Mapping[str, Any]) -> bool:
-    """Whether the fields have exactly these values; true is not 1."""
-    return all(
-        name in row.meta and type(row.meta[name]) is type(value) and row.meta[name] == value
-        for name, value in require.items()
+def _finding(leak: Leak, spool: Spool) -> Finding:
+    """A nearly equal prompt in two splits, as the checks' findings are."""
+    mine, other = leak.splits
+    return Finding(
+        where=spool.where(leak.row),
+        check="near-overlap",
+        severity="warning",
+        field="",
+        value=shown_prompt(spool, leak.row),
+        what=f"its prompt in {mine} is nearly that of {spool.where(leak.held_out)} in {other}: "
+        + shown_prompt(spool, leak.held_out),
+        fix="leave it out with data.on_near_overlap=drop_from_train, or remove it",
     )
-
-
-def _split(gathered: _Gathered, plan: DataPlan) -> None:
-    """Hold out what has no file, keep prompts apart, draw what is limited."""
-    splits = gathered.splits
-    _refuse_empty(splits, plan, [split for split in SPLITS if plan.files[split]])
-    n_rows = len(splits["train"])
-    for split, ratio in (plan.ratios or {}).items():
-        n_wanted = round(ratio * n_rows)
-        splits["train"], splits[split] = hold_out(splits["train"], n_wanted, plan.seed, split)
-    overlaps = find_overlaps(splits)
-    if not plan.drops_overlaps:
-        refuse_overlaps(overlaps)
-    for split in SPLITS:
-        repeated = {id(overlap.row) for overlap in overlaps if overlap.split == split}
-        gathered.n_overlaps[split] = len(repeated)
-        kept = [row for row in splits[split] if id(row) not in repeated]
-        splits[split] = drawn(kept, plan.limits.get(split), plan.seed, split)
-    _refuse_empty(splits, plan, SPLITS)
-
-
-def _refuse_empty(
-    splits: Mapping[str, Sequence[Row]], plan: DataPlan, wanted: Sequence[str]
-) -> None:
-    empty = [split for split in wanted if not splits[split]]
-    if empty:
-        required = ", ".join(f"{name} = {value!r}" for name, value in (plan.require or {}).items())
-        raise DataError(
-            f"no rows are left for {' and '.join(empty)}",
-            why=f"rows were kept only where {required}"
-            if required
-            else "all repeat prompts of held-out rows",
-            fix="change data.require" if required else "give each split rows of its own",
-        )
-
-
-def _report(plan: DataPlan, gathered: _Gathered, names: Sequence[str]) -> dict[str, Any]:
-    """What `report.json` says: counts, and where each row came from."""
-    splits = gathered.splits
-    keys = {split: [prompt_key(row) for row in splits[split]] for split in SPLITS}
-    return {
-        "source": plan.source,
-        "seed": plan.seed,
-        "rows": {split: len(splits[split]) for split in SPLITS},
-        "repeated_prompts": {split: len(k) - len(set(k)) for split, k in keys.items()},
-        "held_out_by_ratio": dict(plan.ratios or {}),
-        "limits": {split: limit for split, limit in plan.limits.items() if limit is not None},
-        "left_out": {
-            "by_require": gathered.n_not_required,
-            "by_overlap": {split: n for split, n in gathered.n_overlaps.items() if n},
-        },
-        "meta_fields": sorted({name for rows in splits.values() for r in rows for name in r.meta}),
-        "databases": list(names),
-        "files": gathered.files,
-    }

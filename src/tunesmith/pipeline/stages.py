@@ -63,7 +63,7 @@ COMMANDS: Mapping[Stage, str] = {
     "evaluate": "evaluate",
     "export": "export",
 }
-FORMATS: Mapping[Stage, int] = {"data": 1, "train": 3, "evaluate": 1, "export": 1}
+FORMATS: Mapping[Stage, int] = {"data": 2, "train": 3, "evaluate": 1, "export": 1}
 """Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
 
 TIMING = "scratch/timing.json"
@@ -180,6 +180,7 @@ def run_stage(
     resume: bool = False,
     spelled: str = "RECIPE",
     tell: Callable[[Step], None] | None = None,
+    processes: int | None = None,
 ) -> Done:
     """One stage, whose parents must be sealed in the workspace for this recipe.
 
@@ -189,6 +190,7 @@ def run_stage(
         resume: go on with an unfinished run.
         spelled: recipe and options as the user typed them, for the commands in errors.
         tell: called with the step before it is done.
+        processes: worker processes of the data stage; None for one a core where there is much to do.
 
     Raises:
         MissingError: a parent is not made yet; the message names the command that makes it.
@@ -204,7 +206,7 @@ def run_stage(
         _refuse_another_run(project.folder, step)
     if tell is not None:
         tell(step)
-    return do_step(recipe, step, made, began=began, resume=resume)
+    return do_step(recipe, step, made, began=began, resume=resume, processes=processes)
 
 
 def find(recipe: Recipe, stage: Stage, *, spelled: str = "RECIPE") -> Artifact:
@@ -361,7 +363,13 @@ def _is_forced(stage: Stage, start: Stage | None) -> bool:
 
 
 def do_step(
-    recipe: Recipe, step: Step, made: Mapping[Stage, Artifact], *, began: float, resume: bool
+    recipe: Recipe,
+    step: Step,
+    made: Mapping[Stage, Artifact],
+    *,
+    began: float,
+    resume: bool,
+    processes: int | None = None,
 ) -> Done:
     """Do a step, or use its artifact again; `began` is when the stage's clock was started."""
     if step.artifact is not None:
@@ -375,7 +383,7 @@ def do_step(
     before = _timing(place).get("seconds") or 0.0
     with Run.open(place, step.stage, inputs=step.inputs, parents=step.parents, resume=resume) as at:
         try:
-            _call(step.stage, recipe, at, made)
+            _call(step.stage, recipe, at, made, processes)
         except (InterruptedRun, KeyboardInterrupt):
             _write_timing(place, before + time.monotonic() - began)
             raise
@@ -387,12 +395,14 @@ def do_step(
     return Done(step.stage, Artifact.open(place, step.stage), False, seconds, peak)
 
 
-def _call(stage: Stage, recipe: Recipe, at: Run, made: Mapping[Stage, Artifact]) -> None:
+def _call(
+    stage: Stage, recipe: Recipe, at: Run, made: Mapping[Stage, Artifact], processes: int | None
+) -> None:
     """Call the stage; each is imported only when it runs."""
     if stage == "data":
         from tunesmith import data
 
-        data.run(recipe, at)
+        data.run(recipe, at, processes=processes)
     elif stage == "train":
         from tunesmith import train
 

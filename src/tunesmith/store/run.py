@@ -176,7 +176,7 @@ class Run:
             **{
                 k: self._claim[k] for k in ("format", "kind", "key", "inputs", "parents", "version")
             },
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now().isoformat(timespec="seconds"),
             "facts": dict(facts),
             "files": files,
         }
@@ -186,6 +186,16 @@ class Run:
         reach("seal-end")
         shutil.rmtree(self.dir / SCRATCH, ignore_errors=True)
         return Artifact.open(self.dir)
+
+
+def _now() -> datetime:
+    """The time that a manifest names.
+
+    SOURCE_DATE_EPOCH (specification of the Reproducible Builds project) where it is set, so that equal input makes an
+    equal manifest.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
 
 
 def _sealed_file(path: Path) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""What the argument PLACE of several commands names, and the option that changes its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tunesmith.cli.options import Asked
+
+if TYPE_CHECKING:
+    from tunesmith.config import Recipe
+
+__all__ = ["resolve", "sets_option"]
+
+sets_option = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, such as --set model.base=./my-model. May be repeated.",
+)
+
+
+def resolve(place: str, sets: tuple[str, ...]) -> tuple[Recipe, Path]:
+    """The recipe, and the folder or file with the rows.
+
+    A name that ends as recipes do, or that is no file or folder but a recipe that ships with
+    tunesmith, is a recipe; its dataset must be built.
+
+    Raises:
+        MissingError: no such recipe, or its dataset is not built yet.
+        ConfigError: the recipe or a setting is wrong.
+    """
+    from tunesmith import pipeline
+
+    path = Path(place)
+    is_bare = path.name == place and not path.suffix and place != "-" and not path.exists()
+    is_recipe = path.suffix in (".yaml", ".yml") or is_bare
+    asked = Asked((place,) if is_recipe else (), sets)
+    recipe = asked.load("data")
+    if is_recipe:
+        return recipe, pipeline.find(recipe, "data", spelled=asked.spelled).dir
+    return recipe, path

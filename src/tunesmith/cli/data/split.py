@@ -1,0 +1,146 @@
+"""`tunesmith data split`: files in, the files of a sealed dataset out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from tunesmith.cli.data.convert import _fields as field_pairs
+from tunesmith.cli.options import json_option, processes_option
+from tunesmith.cli.screen import print_json, table, where
+
+__all__ = ["print_report", "split"]
+
+_POLICY = click.Choice(["report", "refuse", "drop_from_train"])
+
+
+@click.command
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--out", required=True, metavar="FOLDER", help="Where the splits go; a new folder.")
+@click.option("--validation", default="0.1", help="Share (0.1) or number (500) of validation rows.")
+@click.option("--test", default="0.1", help="Share (0.1) or number (500) of test rows.")
+@click.option(
+    "--field",
+    "mapping",
+    multiple=True,
+    metavar="USE=NAME",
+    callback=field_pairs,
+    help="A field's name in the files, such as prompt=question. May be repeated.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
+@click.option("--stratify", metavar="FIELD", help="Same shares of its values in every split.")
+@click.option("--group", metavar="FIELD", help="Rows with the same value stay on one side.")
+@click.option("--time", metavar="FIELD", help="Hold out the latest rows, by this field.")
+@click.option("--by-template", is_flag=True, help="Rows made from one template stay on one side.")
+@click.option(
+    "--near-duplicates/--no-near-duplicates",
+    default=None,
+    help="Rows with nearly equal prompts stay on one side (they do unless told otherwise).",
+)
+@click.option("--on-near-overlap", type=_POLICY, help="What to do with those that do not.")
+@click.option("--resume", is_flag=True, help="Go on with an unfinished split of the same inputs.")
+@processes_option
+@json_option
+def split(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
+    """Files to train, validation and test, without leaks between them.
+
+    The folder is a sealed dataset: train.jsonl, validation.jsonl and test.jsonl with canonical rows, the side files
+    dropped.jsonl, changed.jsonl and findings.jsonl, a report and a card. Every row is in one of them.
+
+    \b
+    Examples:
+      tunesmith data split examples.jsonl --out split
+      tunesmith data split a.jsonl b.jsonl --out split --stratify label --test 500
+      tunesmith data split intents.csv --out split --field prompt=text --field completion=category
+      tunesmith data split log.jsonl --out split --time created --on-near-overlap drop_from_train
+    """
+    from tunesmith.config import recipe_from
+    from tunesmith.data import build
+
+    processes, resume, seed = asked.pop("processes"), asked.pop("resume"), asked.pop("seed")
+    recipe = recipe_from({"seed": seed, "data": _section(files, asked)})
+    result = build(recipe, out, resume=resume, processes=processes)
+    if as_json:
+        print_json({"directory": str(result.artifact.dir), **result.report})
+        return
+    rows = result.rows
+    click.echo(
+        f"{where(result.artifact.dir)}: {rows['train']} train, {rows['validation']} validation, "
+        f"{rows['test']} test rows"
+    )
+    print_report(result.report)
+
+
+def _section(files: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the recipe's section `data`."""
+    if "-" in files:
+        raise click.UsageError(
+            "rows are read twice, which stdin cannot be: save it to a file first"
+        )
+    section: dict[str, Any] = {"source": {"kind": "files", "train": list(files)}}
+    if asked["mapping"]:
+        section["fields"] = asked["mapping"]
+    for name in ("validation", "test"):
+        section.update(_amount(name, asked[name]))
+    if asked["on_near_overlap"]:
+        section["on_near_overlap"] = asked["on_near_overlap"]
+    random = {name: asked[name] for name in ("stratify", "group") if asked[name]}
+    random |= {"by_template": True} if asked["by_template"] else {}
+    if asked["near_duplicates"] is not None:
+        random["near_duplicates"] = asked["near_duplicates"]
+    if asked["time"] and random:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in random)
+        raise click.UsageError(f"--time holds out the latest rows: it goes without {given}")
+    if asked["time"]:
+        section["split"] = {"kind": "time", "field": asked["time"]}
+    elif random:
+        section["split"] = {"kind": "random", **random}
+    return section
+
+
+def _amount(name: str, text: str) -> dict[str, int | float]:
+    """A share or a number of rows as its setting."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no number", param_hint=f"--{name}") from error
+    if value >= 1 and value == int(value):
+        return {f"{name}_rows": int(value)}
+    return {f"{name}_ratio": value}
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """What became of the rows, and what the test set can tell, on stdout."""
+    kept = sum(report["rows"].values())
+    dropped = {rule: n for rule, n in report["left_out"]["by_rule"].items() if n}
+    rows = [
+        ("read", report["rows_read"]),
+        *((f"dropped: {rule}", n) for rule, n in dropped.items()),
+    ]
+    for name, share in report["mix"].items():
+        rows.append((f"mixed: {name} (each row {share['repeats']:g} times)", share["in_mix"]))
+    table(("rows", "number"), [*rows, ("sealed", kept)], right=(1,))
+    near = report["near_overlaps"]
+    if near["found"]:
+        click.echo(f"{near['found']} rows have nearly the prompt of a held-out row:")
+        for line in near["first"]:
+            click.echo(f"  {line}")
+        click.echo("  leave them out with data.on_near_overlap=drop_from_train")
+    for name, n in report["held_out"].get("strata_without_rows", {}).items():
+        if n:
+            click.echo(f"{n} values of {report['held_out']['stratified_by']} have no row in {name}")
+    click.echo(_what_can_be_told(report["test_can_tell"]))
+
+
+def _what_can_be_told(figures: Mapping[str, Any]) -> str:
+    """The smallest gain that the test set shows, in one sentence."""
+    points = figures["detectable_points"]
+    if None in points.values():
+        return f"{figures['test_rows']} test rows are too few to show any gain in a paired test"
+    told = ", ".join(
+        f"{gain:.1f}{' points where' if i == 0 else ' where'} {share} {'of the answers change' if i == 0 else 'do'}"
+        for i, (share, gain) in enumerate(points.items())
+    )
+    return f"{figures['test_rows']} test rows: a paired test finds, four times in five, a gain of {told}"

@@ -1,0 +1,196 @@
+"""All files of a plan into the spool: chunks by worker processes, what they found taken over in order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from tunesmith.data import databases
+from tunesmith.data.check import Checker, CheckOptions, Tally, tell_domains
+from tunesmith.data.intake import Intake, Piece, add_tally, finding_line
+from tunesmith.data.parallel import ordered_map
+from tunesmith.data.plan import DataPlan
+from tunesmith.data.problems import Problems
+from tunesmith.data.read import open_source
+from tunesmith.data.rows import RawRow, Row
+from tunesmith.data.schemas import HEAD_ROWS, Options, Told, tell, to_row
+from tunesmith.data.split import SPLITS
+from tunesmith.data.spool import Digest, Spool, numpy
+from tunesmith.telemetry import progress
+
+__all__ = ["FIX", "FileFound", "Gathered", "gather", "read_files"]
+
+_MANY = 50_000
+"""Rows whose comparison takes long enough to be announced."""
+FIX = "mend the lines named; `tunesmith data show FILE` prints a row as the model would see it"
+
+
+@dataclass
+class FileFound:
+    """What was found in one file."""
+
+    path: Path
+    split: str
+    part: str
+    told: Told
+    form: str = ""
+    n_bytes: int = 0
+    sha256: str = ""
+    n_read: int = 0
+    n_rows: int = 0
+    kinds: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Gathered:
+    """What all files together held."""
+
+    files: list[FileFound] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
+    counts: Counter[str] = field(default_factory=Counter)
+    meta_fields: set[str] = field(default_factory=set)
+    checker: Checker = field(default_factory=lambda: Checker(CheckOptions()))
+    tally: Tally = field(default_factory=Tally)
+
+
+def read_files(files: Sequence[Path], options: Options | None = None) -> list[Row]:
+    """Canonical rows of raw or sealed files, in memory.
+
+    Raises:
+        DataError: names everything that is wrong in them.
+        MissingError: a file is not there.
+    """
+    problems, asked = Problems(), options or Options()
+    rows: list[Row] = []
+    for path in files:
+        told = tell(_head(path), asked)
+        for raw in open_source(path).rows(problems):
+            row = to_row(raw, told, asked, problems)
+            rows += [row] if row is not None else []
+    problems.raise_any(FIX)
+    return rows
+
+
+def gather(
+    plan: DataPlan, hashes: Mapping[Path, str], spool: Spool, processes: int | None
+) -> Gathered:
+    """Read all files into the spool, so that all problems are named at once.
+
+    Raises:
+        DataError: something is wrong in the files.
+    """
+    numpy()
+    taken = Gathered()
+    databases.check_databases(plan.databases, taken.problems)
+    spool.names = [str(file.path) for file in plan.files]
+    told, checks = _tell(plan)
+    taken.checker = Checker(checks)
+    pieces = _pieces(plan, hashes, told, taken)
+    target, intake = "tunesmith.data.intake:digest", _intake(plan, checks)
+    n_bytes = sum(file.path.stat().st_size for file in plan.files if file.path.is_file())
+    with (
+        closing(ordered_map(target, intake, pieces, processes=processes)) as digests,
+        progress("data", max(n_bytes // 1_000, 1), unit="kB") as bar,
+    ):
+        for found in digests:
+            _add(found, taken, spool)
+            # A compressed file holds more than it is long.
+            step = min(found.n_bytes // 1_000, bar.total - bar.done)
+            bar.advance(step, f"{taken.counts['read']:,} rows")
+        if taken.counts["rows"] >= _MANY:
+            bar.print(f"data: {taken.counts['rows']:,} rows are read and are compared now")
+    _refuse_mixed_kinds(taken)
+    taken.problems.raise_any(FIX)
+    for one in taken.checker.closing():
+        taken.tally.add(one)
+        spool.add_side("findings", finding_line(one))
+    spool.close()
+    return taken
+
+
+def _tell(plan: DataPlan) -> tuple[list[Told], CheckOptions]:
+    """Each file's schema, and the checks with the domain of the answers, from the files' first rows."""
+    told: list[Told] = []
+    head: list[Row] = []
+    for file in plan.files:
+        first = _head(file.path, plan.form)
+        told.append(tell(first, plan.options))
+        for raw in first[: max(0, HEAD_ROWS - len(head))]:
+            row = to_row(raw, told[-1], plan.options, Problems())
+            head += [row] if row is not None else []
+    return told, plan.check.told(tell_domains(head))
+
+
+def _head(path: Path, form: str = "auto") -> list[RawRow]:
+    """The first rows of a file; what is wrong in them is told when they are read."""
+    return list(islice(open_source(path, form=form).rows(Problems()), HEAD_ROWS))
+
+
+def _intake(plan: DataPlan, checks: CheckOptions) -> Intake:
+    held_out, clean = plan.held_out, plan.clean
+    return Intake(
+        options=plan.options,
+        require=plan.require,
+        databases=tuple(sorted([*plan.databases, *plan.scripts])),
+        stratify=held_out.stratify,
+        group=held_out.group,
+        time=held_out.time,
+        by_template=held_out.by_template,
+        sketches=held_out.near_duplicates
+        or plan.on_near_overlap is not None
+        or clean.near
+        or bool(clean.against),
+        clean=clean,
+        check=checks,
+        source_field=plan.source_field,
+    )
+
+
+def _pieces(
+    plan: DataPlan, hashes: Mapping[Path, str], schemas: Sequence[Told], taken: Gathered
+) -> Iterator[Piece]:
+    """All chunks of all files, in order; each file is held to its hash when it is through."""
+    for number, (file, told) in enumerate(zip(plan.files, schemas, strict=True)):
+        found = FileFound(file.path, file.split, file.part, told)
+        taken.files.append(found)
+        if told.others and not told.schema:
+            # Each of its rows would be a problem of its own, and the same one.
+            taken.problems.add(str(file.path), told.why)
+            continue
+        source = open_source(file.path, form=plan.form)
+        for chunk in source.chunks():
+            yield Piece(chunk, told, number, SPLITS.index(file.split), file.part)
+        found.form, found.n_bytes, found.sha256 = source.form, source.n_bytes, source.sha256
+        if source.sha256 and source.sha256 != hashes[file.path]:
+            raise databases.changed(file.path)
+
+
+def _add(found: Digest, taken: Gathered, spool: Spool) -> None:
+    """Take over what a chunk held."""
+    file = taken.files[found.file]
+    file.n_read += found.counts["read"]
+    file.n_rows += found.counts["rows"]
+    file.kinds |= found.kinds
+    taken.problems.merge(found.problems)
+    taken.counts += found.counts
+    taken.meta_fields |= found.meta_fields
+    if found.checker is not None and found.tally is not None:
+        taken.checker.merge(found.checker)
+        add_tally(taken.tally, found.tally)
+    if not taken.problems.n_problems:  # Nothing will be sealed otherwise.
+        spool.add(found)
+
+
+def _refuse_mixed_kinds(taken: Gathered) -> None:
+    """One dataset trains one objective: rows of several kinds do not mix."""
+    kinds = sorted({kind for file in taken.files for kind in file.kinds})
+    if len(kinds) > 1:
+        for file in taken.files:
+            held = " and ".join(sorted(file.kinds)) or "no"
+            taken.problems.add(
+                str(file.path), f"{held} rows ({file.told.schema}) beside files of another kind"
+            )

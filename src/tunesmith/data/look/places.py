@@ -1,0 +1,103 @@
+"""Rows of a sealed dataset's folder or of raw files, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.problems import Problems
+from tunesmith.data.read import STDIN, expand, open_source
+from tunesmith.data.rows import Row
+from tunesmith.data.schemas import HEAD_ROWS, Options, parse_sealed, tell, to_row
+from tunesmith.data.split import SPLITS
+from tunesmith.errors import MissingError
+from tunesmith.store import MANIFEST, Artifact
+
+__all__ = ["RAW", "Place", "open_place"]
+
+RAW = "rows"
+"""The split of rows that are not split."""
+
+
+@dataclass
+class Place:
+    """Where rows lie.
+
+    Attributes:
+        name: as the user named it.
+        splits: names of its splits; `RAW` alone for files that are not split.
+        report: a sealed dataset's `report.json`; None for raw files.
+        problems: what kept raw rows from being read, once `rows` went through.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    report: Mapping[str, Any] | None = None
+    problems: Problems = field(default_factory=Problems)
+    schemas: dict[str, str] = field(default_factory=dict)
+    _artifact: Artifact | None = None
+    _files: tuple[Path, ...] = ()
+    _options: Options = field(default_factory=Options)
+
+    def rows(self, split: str) -> Iterator[Row]:
+        """The rows of one split, in order.
+
+        Raises:
+            ArtifactError: a sealed file was changed.
+            DataError: a file cannot be read at all. Rows that cannot are noted in `problems`.
+        """
+        if self._artifact is not None:
+            yield from _sealed(self._artifact.path(f"{split}.jsonl"))
+            return
+        for path in self._files:
+            yield from self._raw(path)
+
+    def all_rows(self) -> Iterator[tuple[str, Row]]:
+        """Split and row, for all rows."""
+        for split in self.splits:
+            for row in self.rows(split):
+                yield split, row
+
+    def _raw(self, path: Path) -> Iterator[Row]:
+        raws = open_source(path).rows(self.problems)
+        head = list(islice(raws, HEAD_ROWS))
+        told = tell(head, self._options)
+        self.schemas[str(path)] = told.schema
+        for raw in chain(head, raws):
+            row = to_row(raw, told, self._options, self.problems)
+            if row is not None:
+                yield row
+
+
+def _sealed(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as stream:
+        for number, line in enumerate(stream, start=1):
+            yield parse_sealed(f"{path}:{number}", line)
+
+
+def open_place(place: str | Path, options: Options | None = None) -> Place:
+    """A sealed dataset's folder, a file, `-` for stdin, or a folder of raw files.
+
+    Args:
+        options: how raw rows are read.
+
+    Raises:
+        MissingError: there is no such file or folder, or it has no files with rows.
+        ArtifactError: the folder is an artifact of another stage, or damaged.
+    """
+    path = Path(place)
+    if (path / MANIFEST).is_file():
+        artifact = Artifact.open(path, "data")
+        splits = tuple(name for name in SPLITS if f"{name}.jsonl" in artifact.files)
+        return Place(str(place), splits, artifact.read_json("report.json"), _artifact=artifact)
+    if str(place) != STDIN and not path.exists():
+        raise MissingError(
+            f"no dataset at {str(place)!r}",
+            why="there is no such file or folder",
+            fix="name a sealed dataset's folder, a recipe, or a file with rows",
+        )
+    files = (path,) if str(place) == STDIN else tuple(expand([path]))
+    return Place(str(place), (RAW,), _files=files, _options=options or Options())

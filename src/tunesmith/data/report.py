@@ -1,0 +1,107 @@
+"""A build's report: every row accounted for, and where it came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.gather import FileFound, Gathered
+from tunesmith.data.plan import DataPlan
+from tunesmith.data.power import what_the_test_can_tell
+from tunesmith.data.settle import Settled
+from tunesmith.data.split import SPLITS
+from tunesmith.data.spool import Spool, numpy
+
+__all__ = ["report_of"]
+
+_CHANGED = "changed: "
+
+
+def report_of(plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool) -> dict[str, Any]:
+    """What `report.json` says: counts, and where each row came from."""
+    np = numpy()
+    keys = spool.facts["prompt"][:, :8].copy().view("<u8")[:, 0]
+    repeated = {}
+    for number, split in enumerate(SPLITS):
+        prompts = keys[settled.splits == number]
+        repeated[split] = len(prompts) - len(np.unique(prompts))
+    rules = Counter(rule for rule, _ in settled.dropped.values())
+    rules.update({rule: n for rule, n in taken.counts.items() if _is_rule(rule)})
+    rows = settled.n_rows
+    kinds = {kind for file in taken.files for kind in file.kinds}
+    return {
+        "source": plan.source,
+        "card": dict(plan.card),
+        "kind": next(iter(kinds), "chat"),
+        "seed": plan.seed,
+        "rows": rows,
+        "repeated_prompts": repeated,
+        "held_out_by_ratio": dict(plan.held_out.ratios),
+        "held_out": _held_out(plan, settled),
+        "limits": {split: limit for split, limit in plan.limits.items() if limit is not None},
+        "left_out": {
+            "by_require": taken.counts["require"],
+            "by_overlap": dict(settled.overlaps),
+            "by_near_overlap": dict(settled.near_dropped),
+            "by_rule": dict(sorted(rules.items())),
+        },
+        "changed": _changed(taken.counts),
+        "score": _score(taken),
+        "rows_read": taken.counts["read"],
+        "near_overlaps": {
+            "checked": plan.on_near_overlap is not None,
+            "found": len(settled.near),
+            "first": [leak.described(spool) for leak in settled.near[:10]],
+        },
+        "mix": {name: share.as_dict() for name, share in settled.shares.items()},
+        "test_can_tell": what_the_test_can_tell(rows["test"]),
+        "meta_fields": sorted(taken.meta_fields),
+        "databases": sorted([*plan.databases, *plan.scripts]),
+        "files": [_file_facts(file) for file in taken.files],
+    }
+
+
+def _score(taken: Gathered) -> dict[str, Any]:
+    """The dataset's score, as JSON has it."""
+    found = taken.tally.score(taken.checker.n_rows).as_dict()
+    return {**found, "reasons": list(found["reasons"])}
+
+
+def _is_rule(name: str) -> bool:
+    """Whether a count is of rows that a rule dropped while they were read."""
+    return name not in ("read", "rows") and not name.startswith(_CHANGED)
+
+
+def _changed(counts: Mapping[str, int]) -> dict[str, int]:
+    """Rule -> rows that it changed."""
+    found = {name.removeprefix(_CHANGED): n for name, n in counts.items() if name[:9] == _CHANGED}
+    return dict(sorted(found.items()))
+
+
+def _held_out(plan: DataPlan, settled: Settled) -> dict[str, Any]:
+    """How rows were held out, when they were."""
+    held_out = plan.held_out
+    if not held_out.splits:
+        return {}
+    return {
+        "splits": list(held_out.splits),
+        "rows_asked": dict(held_out.n_rows),
+        "stratified_by": held_out.stratify,
+        "by_time": held_out.time,
+        "kept_together": settled.held_out_by,
+        "strata_without_rows": settled.strata_without,
+    }
+
+
+def _file_facts(file: FileFound) -> dict[str, Any]:
+    return {
+        "split": file.split,
+        **({"part": file.part} if file.part else {}),
+        "path": str(file.path),
+        "bytes": file.n_bytes,
+        "sha256": file.sha256,
+        "form": file.form,
+        "schema": file.told.schema,
+        "rows": file.n_rows,
+    }
