@@ -1,10 +1,12 @@
-# make demo | test | check | bench-geoquery | bench-training | bench-peers | clean
+# make demo | test | check | bench-geoquery | bench-training | bench-data | bench-peers | clean
 # Each target does its own set-up: a virtual environment under .venv with the versions of constraints.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
 # A folder with train.jsonl, dev.jsonl, test.jsonl and geography.sqlite; not part of this repository.
 GEOQUERY ?= geoquery
+# A folder with train.csv and test.csv of banking77; not part of this repository either.
+BANKING ?= banking77
 # Where the tools that training is compared with are installed, and how long the comparison may take.
 PEERS ?= .peers
 PEER_NAMES := llamafactory axolotl soup unsloth
@@ -22,7 +24,7 @@ check test: export OMP_WAIT_POLICY := passive
 check test: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench-geoquery bench-training bench-peers clean
+.PHONY: help setup demo test check bench-geoquery bench-training bench-data bench-peers clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -65,6 +67,13 @@ bench-training: $(STAMP)  ## Training speed and memory side by side with peers, 
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	sh benchmarks/throughput/peers/install.sh bitsandbytes $(PEERS) $(PYTHON)
 	$(BIN)/python benchmarks/throughput/run.py all --minutes $(MINUTES) --data $(GEOQUERY) --peers $(PEERS)
+
+bench-data: $(STAMP)  ## 100,000 and 1,000,000 rows to a dataset; near-duplicates beside other tools
+	$(BIN)/python benchmarks/data/scale.py --rows 100000
+	$(BIN)/python benchmarks/data/scale.py --rows 1000000
+	$(BIN)/python benchmarks/data/private.py --banking77 $(BANKING)
+	for peer in datatrove textdedup soup; do sh benchmarks/data/peers/install.sh $$peer $(PEERS) $(PYTHON); done
+	$(BIN)/python benchmarks/data/dedup.py run --banking $(BANKING)/train.csv --geoquery $(GEOQUERY)/train.jsonl --peers $(PEERS)
 
 bench-peers: $(STAMP)  ## Other tools in environments of their own (about 5 GB), and a run of each
 	-for peer in $(PEER_NAMES); do sh benchmarks/throughput/peers/install.sh $$peer $(PEERS) $(PYTHON); done

@@ -3,7 +3,7 @@
     python benchmarks/data/scale.py --rows 100000
     python benchmarks/data/scale.py --rows 1000000 --processes 2
 
-Rows are generated from a seed: questions and answers of 20 to 120 words, a twentieth of them near-duplicates of an
+Each run appends a line to scale.jsonl beside this file, and scale.md is its table. Rows are generated from a seed: questions and answers of 20 to 120 words, a twentieth of them near-duplicates of an
 earlier row, a hundredth exact ones. Memory is the sum over all processes of the build, sampled ten times a second.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import random
 import subprocess
 import sys
@@ -18,9 +20,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+HERE = Path(__file__).parent
+JOURNAL, TABLE = HERE / "scale.jsonl", HERE / "scale.md"
 BUILD = """
 import json, resource, sys
 from tunesmith import data
@@ -84,7 +89,7 @@ def watch(process: psutil.Process, peak: list[int]) -> None:
         time.sleep(0.1)
 
 
-def measure(rows: Path, processes: int) -> dict[str, object]:
+def measure(rows: Path, processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         build = subprocess.Popen(
@@ -110,6 +115,39 @@ def measure(rows: Path, processes: int) -> dict[str, object]:
         }
 
 
+def machine() -> str:
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}"
+
+
+def report(records: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Building a dataset from many rows",
+        "",
+        "Read, check, exact and near-duplicates dropped, split, sealed: `tunesmith data build`, by",
+        "`benchmarks/data/scale.py` (what it generates stands there). CPU seconds are those of all processes; memory is",
+        "their sum at its highest; load is the average of the minute before.",
+        "",
+        "| rows | file | processes | seconds | CPU s | peak memory | left out | load | machine |",
+        "|---:|---:|---:|---:|---:|---:|---|---:|---|",
+    ]
+    for one in records:
+        out = ", ".join(f"{rule} {n}" for rule, n in one["left_out"].items())
+        lines.append(
+            f"| {sum(one['rows'].values()):,} of {one['asked']:,} | {one['input_mb']} MB | {one['processes']} "
+            f"| {one['wall_seconds']} | {sum(one['cpu_seconds']):.1f} | {one['peak_gb']} GB | {out} "
+            f"| {one['load']} | {one['machine']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
@@ -123,7 +161,14 @@ def main() -> None:
         path = (asked.keep or Path(folder)) / f"rows-{asked.rows}-{asked.seed}.jsonl"
         if not path.is_file():
             write_rows(path, asked.rows, asked.seed)
-        print(json.dumps(measure(path, asked.processes), indent=2))
+        load = round(os.getloadavg()[0], 2)
+        found = {"asked": asked.rows, "load": load, "machine": machine()}
+        found |= measure(path, asked.processes)
+    print(json.dumps(found, indent=2))
+    with JOURNAL.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(found) + "\n")
+    records = [json.loads(line) for line in JOURNAL.read_text(encoding="utf-8").splitlines()]
+    TABLE.write_text(report(records), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -94,3 +94,11 @@ def test_a_rule_that_does_not_exist_is_named(here, capsys):
 def test_the_users_own_folder_is_not_replaced(here, capsys):
     assert call("data", "clean", "rows.jsonl", "--out", ".") == 7
     assert (here / "rows.jsonl").is_file()
+
+
+def test_a_setting_without_effect_is_refused_and_the_form_of_the_files_is_obeyed(here, capsys):
+    assert (
+        call("data", "clean", "rows.jsonl", "--set", "near_threshold=0.6", "--exact", "drop") == 2
+    )
+    assert "data.clean.near_threshold" in capsys.readouterr().err
+    assert call("data", "clean", "rows.jsonl", "--set", "data.form=csv", "--dry-run") == 3

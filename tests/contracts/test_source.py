@@ -38,7 +38,17 @@ def kinds(annotation: object) -> set[str]:
     return found
 
 
-HOLDERS = {"config", "recipe", "data", "evaluate", "export", "optimizer", "source", "named", "split"}
+HOLDERS = {
+    "config",
+    "recipe",
+    "data",
+    "evaluate",
+    "export",
+    "optimizer",
+    "source",
+    "named",
+    "split",
+}
 """Names of variables and attributes that hold settings; `name` of anything else is not a setting."""
 
 

@@ -96,3 +96,33 @@ def test_the_side_file_names_the_benchmark_row(lines, tmp_path):
     assert result.dropped == {"contamination": 1}
     (line,) = (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()
     assert f"{test}:1" in json.loads(line)["reason"]
+
+
+def test_a_build_keeps_the_test_rows_that_it_holds_training_rows_against(lines, seal, rows_of):
+    places = [
+        "Ohio",
+        "Utah",
+        "Iowa",
+        "Maine",
+        "Texas",
+        "Idaho",
+        "Kansas",
+        "Nevada",
+        "Oregon",
+        "Alaska",
+        "Hawaii",
+        "Georgia",
+    ]
+    rows = [{"prompt": f"How many people live in {at}?", "completion": at[::-1]} for at in places]
+    test = lines("test.jsonl", rows[:4])
+    train = lines("train.jsonl", [*rows[4:], {**rows[0], "prompt": "how many people live in Ohio"}])
+
+    result = seal(
+        {
+            "source": {"kind": "files", "train": str(train), "test": str(test)},
+            "clean": {"near": "drop", "against": [str(test)]},
+        }
+    )
+
+    assert len(rows_of(result, "test")) == 4
+    assert result.rows["train"] + result.rows["validation"] == 8

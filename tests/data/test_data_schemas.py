@@ -169,13 +169,13 @@ def test_a_mapping_that_names_nothing_is_refused():
 def test_rows_of_another_schema_are_named_unless_their_task_sets_them_apart():
     _, rows, problems = read(CHAT, CHAT, ROWS["instruction"][0])
     assert len(rows) == 2
-    assert problems == ["rows.jsonl:3: mixed schemas: a instruction row in a file of chat"]
+    assert problems == ["rows.jsonl:3: mixed schemas: an instruction row in a file of chat"]
     tasked = [{**CHAT, "task": "x"}, {**CHAT, "task": "x"}, {**ROWS["instruction"][0], "task": "y"}]
     _, rows, problems = read(*tasked)
     assert problems == []
     assert [row.meta["task"] for row in rows] == ["x", "x", "y"]
     assert rows[2].messages == rows[0].messages
-    _, rows, problems = read(*tasked, {"task": "z", "question": "q", "sql": "s"})
+    _, rows, problems = read(*tasked, {"task": "z", "ask": "q", "say": "s"})
     assert len(rows) == 3
     assert problems[0].startswith("rows.jsonl:4: no schema has such a row; its fields are task,")
 

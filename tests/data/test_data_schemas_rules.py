@@ -165,7 +165,10 @@ GOOD = chat(("user", "q"), ("assistant", "a"))
             {"prompt": "q", "completion": "a"},
             "mixed schemas: a prompt-completion row in a file of chat",
         ),
-        ({"instruction": "q", "output": "a"}, "mixed schemas: a instruction row in a file of chat"),
+        (
+            {"instruction": "q", "output": "a"},
+            "mixed schemas: an instruction row in a file of chat",
+        ),
         ({"text": "q"}, "mixed schemas: a text row in a file of chat"),
         ({"sql": "q"}, "the field 'messages' is missing (a chat row; it has sql)"),
     ],
@@ -208,10 +211,11 @@ def test_all_problems_of_a_file_are_named_not_only_the_first(lines):
 
 def test_fields_of_another_name_are_named_with_the_setting_that_maps_them(lines):
     problems = Problems()
-    told = tell(read_file(lines("a.jsonl", [{"question": "q", "sql": "s"}] * 3), problems).rows)
+    told = tell(read_file(lines("a.jsonl", [{"ask": "q", "say": "s"}] * 3), problems).rows)
     assert (told.schema, told.share) == ("", 0.0)
-    assert "question, sql" in told.why
+    assert "ask, say" in told.why
     assert "data.fields.prompt" in told.why
+    assert "--field prompt=ask --field completion=say" in told.why
 
 
 def test_a_conversation_with_tools_keeps_its_order(lines):

@@ -300,6 +300,33 @@ def test_planted_duplicates_are_found_and_little_else(name, rows):
     assert precision >= 0.95
 
 
+def test_the_words_of_a_templates_slot_are_no_synonyms_but_a_pair_of_words_may_be():
+    things = [
+        "bottle",
+        "candle",
+        "drawer",
+        "engine",
+        "feather",
+        "garden",
+        "hammer",
+        "island",
+        "jacket",
+        "kettle",
+        "ladder",
+        "mirror",
+    ]
+    slot = [Said(f"Can I bring my old {thing} back to the shop?", "returns") for thing in things]
+    pair = [
+        Said(f"When will the {word} reach my house?", "returns") for word in ("parcel", "package")
+    ]
+    rows = [*slot, *pair, *(Said(f"Something else about {n} hats", "returns") for n in range(30))]
+
+    first = clusters(sketch(rows), rows.__getitem__)
+
+    assert first.tolist()[: len(slot)] == list(range(len(slot)))
+    assert first[len(slot) + 1] == len(slot)
+
+
 def test_the_order_of_rows_changes_which_is_kept_but_not_what_is_together():
     items = planted.planted(support_questions()[:100], "order", seed=2)
     shuffled = random.Random(4).sample(items, len(items))

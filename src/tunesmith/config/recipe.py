@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from pydantic import Field, PrivateAttr
 
 from tunesmith.config.base import Settings, unread_keys
@@ -51,12 +53,12 @@ def refuse_unread(recipe: Recipe, section: str) -> None:
 
     Args:
         recipe: the whole recipe.
-        section: the stage's section, such as "train".
+        section: the stage's section, such as "train", or a part of it, such as "data.clean".
 
     Raises:
         ConfigError: names every such key and its origin.
     """
-    keys = list(unread_keys(getattr(recipe, section), f"{section}."))
+    keys = list(unread_keys(attrgetter(section)(recipe), f"{section}."))
     if keys:
         noun = "a key that is set" if len(keys) == 1 else f"{len(keys)} keys that are set"
         raise ConfigError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +26,8 @@ from tunesmith.data.spool import FACTS, Digest, numpy
 from tunesmith.store import reach
 
 __all__ = ["Intake", "Piece", "add_tally", "digest", "finding_line", "side_line"]
+
+_SECONDS = re.compile(r"[0-9]{9,11}(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,24 @@ def side_line(where: str, rule: str, reason: str, row: str, to: str = "") -> byt
     """One line of `dropped.jsonl` or `changed.jsonl`; `row` and `to` are rows as JSON text, kept as they are."""
     head = json.dumps({"where": where, "rule": rule, "reason": reason}, ensure_ascii=False)
     after = f', "to": {to}' if to else ""
-    return f'{head[:-1]}, "row": {row}{after}}}\n'.encode("utf-8", "surrogatepass")
+    return _bytes(f'{head[:-1]}, "row": {row}{after}}}\n')
 
 
 def change_of(text: str, steps: Sequence[Decision]) -> bytes:
     """A changed row as it came, and what was done, as two lines: see `Spool.changes`."""
     rules = ", ".join(dict.fromkeys(step.rule for step in steps))
     done = {"rule": rules, "reason": "; ".join(step.reason for step in steps)}
-    return f"{text}\n{json.dumps(done, ensure_ascii=False)}\n".encode("utf-8", "surrogatepass")
+    return _bytes(f"{text}\n{json.dumps(done, ensure_ascii=False)}\n")
 
 
 def finding_line(found: Finding) -> bytes:
     """One line of `findings.jsonl`."""
-    return f"{json.dumps(found.as_dict(), ensure_ascii=False)}\n".encode("utf-8", "surrogatepass")
+    return _bytes(f"{json.dumps(found.as_dict(), ensure_ascii=False)}\n")
+
+
+def _bytes(text: str) -> bytes:
+    """JSON text as it is sealed: half of a surrogate pair, which has no UTF-8, as its escape."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def add_tally(tally: Tally, other: Tally) -> None:
@@ -199,8 +208,6 @@ class _Taking:
             self._drop(row, last.rule, last.reason)
             return None
         if cleaned.decisions:
-            for rule in {step.rule for step in cleaned.decisions}:
-                self._found.counts[f"changed: {rule}"] += 1
             self._changed.append(len(self._rows))
             self._before.append(change_of(self._shown(row), cleaned.decisions))
         return cleaned.row
@@ -218,7 +225,7 @@ class _Taking:
         if intake.databases:
             check_row(row, intake.databases, self.problems)
         prompt = prompt_text(row)
-        text = row.text.encode("utf-8", "surrogatepass")
+        text = _bytes(row.text)
         self._rows.append(text + b"\n")
         if intake.sketches:
             self._said.append(said(row))
@@ -307,11 +314,18 @@ def _spelled(require: Mapping[str, Any]) -> str:
 
 
 def _seconds_of(value: object) -> float | None:
-    """A time in seconds since 1970, UTC where it names no zone; None when it is no time."""
+    """A time in seconds since 1970, UTC where it names no zone; None when it is no time.
+
+    In a table every cell is a text: nine to eleven digits there are seconds of the years 1973 to 5138.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, int | float):
-        return float(value)
+    if isinstance(value, int | float) or _SECONDS.fullmatch(value.strip()):
+        try:
+            seconds = float(value)
+        except OverflowError:
+            return None
+        return seconds if math.isfinite(seconds) else None
     try:
         found = datetime.fromisoformat(value.strip())
     except ValueError:

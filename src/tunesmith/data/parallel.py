@@ -33,6 +33,8 @@ WORTHWHILE = 4
 IN_FLIGHT = 3
 """Items a worker that are begun before the first is taken away."""
 
+_LAST_WORDS_SECONDS = 10.0
+
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from tunesmith.data.parallel import serve; serve()"
@@ -133,7 +135,8 @@ class _Worker:
     def __init__(self, target: str, job: Any) -> None:
         # In a session of its own Ctrl-C does not reach it; threads of BLAS would only take memory.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path)],
+            # -P: a file json.py where the command was called is not Python's json.
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -176,11 +179,16 @@ class _Worker:
         return self._process.stdin, self._process.stdout
 
     def _died(self) -> CapacityError:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=_LAST_WORDS_SECONDS)
+        except subprocess.TimeoutExpired:  # It lives and talks nonsense.
+            self._process.kill()
+            code = self._process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        why = "the system kills processes when memory is short; " if code < 0 else ""
         return CapacityError(
             f"a worker process of the data stage ended {how}",
-            why="the system kills processes when memory is short; its last words, if any, are above",
+            why=f"{why}its last words, if any, are above",
             fix="run again with fewer processes (--processes 1), or free some memory",
         )
 

@@ -88,6 +88,7 @@ class DataPlan:
         on_near_overlap: the same for nearly equal prompts.
         clean: rules that drop and change rows.
         check: what the checks look for.
+        check_files: files that the checks read beside the rows.
         mix: how training rows are mixed.
         source_field: field that gets the name of a row's part of the mix.
         card: what the recipe says of its data, for the dataset's card.
@@ -108,6 +109,7 @@ class DataPlan:
     near_similarity: float = 0.0
     clean: CleanPlan = field(default_factory=CleanPlan)
     check: CheckOptions = field(default_factory=CheckOptions)
+    check_files: tuple[Path, ...] = ()
     mix: Mix | None = None
     source_field: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class DataPlan:
     @property
     def all_files(self) -> tuple[Path, ...]:
         """Every file that the dataset is made from, once."""
-        paths = [*(file.path for file in self.files), *self.clean.against]
+        paths = [*(file.path for file in self.files), *self.clean.against, *self.check_files]
         return tuple(dict.fromkeys([*paths, *self.databases.values(), *self.scripts.values()]))
 
 
@@ -171,7 +173,8 @@ def _plan_sample(recipe: Recipe, source: SampleSource) -> DataPlan:
         near_similarity=config.near_similarity,
         clean=_clean(config),
         card=card_facts(recipe),
-        check=CheckOptions() if is_set else CheckOptions.of(recipe),
+        check=CheckOptions() if is_set else _check(recipe),
+        check_files=_check_files(config),
     )
 
 
@@ -197,7 +200,8 @@ def _plan_files(recipe: Recipe, source: FilesSource | MixSource) -> DataPlan:
         near_similarity=config.near_similarity,
         clean=_clean(config),
         card=card_facts(recipe),
-        check=CheckOptions.of(recipe),
+        check=_check(recipe),
+        check_files=_check_files(config),
         mix=_mix(source) if isinstance(source, MixSource) else None,
         source_field=source.source_field if isinstance(source, MixSource) else "",
     )
@@ -263,6 +267,19 @@ def _clean(config: DataConfig) -> CleanPlan:
     return replace(clean, against=tuple(expand(clean.against)))
 
 
+def _check(recipe: Recipe) -> CheckOptions:
+    """What the checks look for; not for duplicates where they are dropped after the rows were checked."""
+    asked = CheckOptions.of(recipe)
+    drops = recipe.data.clean.exact == "drop"
+    return replace(asked, allow=asked.allow | {"duplicate"}) if drops else asked
+
+
+def _check_files(config: DataConfig) -> tuple[Path, ...]:
+    """Other files that decide what the checks find: with other content they make another dataset."""
+    schema = config.check.json_schema
+    return () if schema is None else (Path(schema),)
+
+
 def _refuse_missing(files: Sequence[Path]) -> None:
     problems = [
         f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"
@@ -273,5 +290,5 @@ def _refuse_missing(files: Sequence[Path]) -> None:
         raise MissingError(
             f"{len(problems)} of the dataset's files cannot be read:\n{listed(problems)}",
             why="paths in a recipe are relative to the recipe's folder, others to where you are",
-            fix="correct the paths under data.source and data.databases",
+            fix="correct the paths under data.source, data.databases, data.clean and data.check",
         )

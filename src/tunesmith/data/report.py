@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.gather import FileFound, Gathered
@@ -14,8 +13,6 @@ from tunesmith.data.split import SPLITS
 from tunesmith.data.spool import Spool, numpy
 
 __all__ = ["report_of"]
-
-_CHANGED = "changed: "
 
 
 def report_of(plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def report_of(plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool) -
             "by_near_overlap": dict(settled.near_dropped),
             "by_rule": dict(sorted(rules.items())),
         },
-        "changed": _changed(taken.counts),
+        "changed": _changed(settled, spool),
         "score": _score(taken),
         "rows_read": taken.counts["read"],
         "near_overlaps": {
@@ -70,12 +67,15 @@ def _score(taken: Gathered) -> dict[str, Any]:
 
 def _is_rule(name: str) -> bool:
     """Whether a count is of rows that a rule dropped while they were read."""
-    return name not in ("read", "rows") and not name.startswith(_CHANGED)
+    return name not in ("read", "rows")
 
 
-def _changed(counts: Mapping[str, int]) -> dict[str, int]:
-    """Rule -> rows that it changed."""
-    found = {name.removeprefix(_CHANGED): n for name, n in counts.items() if name[:9] == _CHANGED}
+def _changed(settled: Settled, spool: Spool) -> dict[str, int]:
+    """Rule -> rows that it changed and that were not dropped later: those of `changed.jsonl`."""
+    found: Counter[str] = Counter()
+    for index, _, done in spool.changes():
+        if index not in settled.dropped:
+            found.update(done["rule"].split(", "))
     return dict(sorted(found.items()))
 
 

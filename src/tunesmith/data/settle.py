@@ -160,6 +160,7 @@ def _clean(settled: Settled, plan: DataPlan, spool: Spool, benchmark: Sequence[R
         lambda index: spool.where(int(order[index])),
         keys,
         sketches,
+        is_held_out=lambda index: bool(settled.splits[order[index]]),
     )
     for drop in drops(plan.clean, rows, benchmark=benchmark):
         settled.leave_out(int(order[drop.index]), drop.rule, drop.reason)

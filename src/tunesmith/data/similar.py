@@ -194,12 +194,19 @@ class _Judge:
         (rows,) = np.nonzero(self._is_common)
         if not len(rows):
             return set()
-        whole = np.ascontiguousarray(self._sketches[rows][:, :2]).view("<u8")
-        rest = np.ascontiguousarray(self._sketches[rows][:, SWAPPED]).view("<u8")
-        pairs = np.stack([rest.ravel(), np.repeat(whole.ravel(), rest.shape[1])], axis=1)
-        different = np.unique(pairs[pairs[:, 0] != 0], axis=0)
-        keys, counts = np.unique(different[:, 0], return_counts=True)
-        self._slot_array: NDArray[uint64] = keys[counts > MOST_FILLERS]
+        whole = np.ascontiguousarray(self._sketches[:, :2][rows]).view("<u8").ravel()
+        rest = np.ascontiguousarray(self._sketches[:, SWAPPED][rows]).view("<u8")
+        found = [np.zeros(0, dtype=np.uint64)]
+        for part in range(16):
+            at, columns = np.nonzero(((rest >> np.uint64(60)) == part) & (rest != 0))
+            keys, fillers = rest[at, columns], whole[at]
+            order = np.lexsort((fillers, keys))
+            keys, fillers = keys[order], fillers[order]
+            is_new = np.ones(len(keys), dtype=bool)
+            is_new[1:] = (keys[1:] != keys[:-1]) | (fillers[1:] != fillers[:-1])
+            known, counts = np.unique(keys[is_new], return_counts=True)
+            found.append(known[counts > MOST_FILLERS])
+        self._slot_array: NDArray[uint64] = np.concatenate(found)
         return set(self._slot_array.tolist())
 
     def pairs(self) -> Iterator[tuple[int, int]]:

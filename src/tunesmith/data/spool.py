@@ -78,7 +78,7 @@ class Digest:
         sides: file name -> lines for it: "dropped", "findings".
         changed: places of the kept rows that a rule changed.
         before: two lines for each of them: the row as it came; rule and reason as a JSON object.
-        counts: what -> number of rows; always "read", and one for each rule that dropped or changed rows.
+        counts: what -> number of rows; always "read", and one for each rule that dropped rows.
         kinds: kinds of the rows.
         meta_fields: names of the kept rows' other fields.
         checker: what the checks saw, to be merged in order.

@@ -18,6 +18,7 @@ from tunesmith.config import Recipe
 from tunesmith.data import databases
 from tunesmith.data.card import CARD, card
 from tunesmith.data.check import Finding
+from tunesmith.data.clean.against import benchmark_rows
 from tunesmith.data.gather import gather, read_files
 from tunesmith.data.intake import finding_line, side_line
 from tunesmith.data.parallel import terminable
@@ -84,7 +85,7 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
     names = sorted([*plan.databases, *plan.scripts])
     with spooling(at) as spool:
         taken = gather(plan, hashes, spool, processes)
-        settled = settle(plan, spool, read_files(plan.clean.against))
+        settled = settle(plan, spool, benchmark_rows(plan.clean.against, plan.options))
         report = report_of(plan, taken, settled, spool)
         _write_rows(settled, spool, at)
     databases.copy_databases(plan.databases, hashes, at)

@@ -50,6 +50,15 @@ _CAUSES = {
     errno.EEXIST: ("a file stands where the folder should be", "set another `workspace`"),
     errno.EFBIG: ("the file is larger than this system allows", "set another `workspace`"),
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
+    errno.ENOENT: (
+        "no such folder can be made there, or it was removed meanwhile",
+        "set another `workspace`",
+    ),
+    errno.ENAMETOOLONG: (
+        "a name in the path is longer than the file system allows",
+        "use a shorter name",
+    ),
+    errno.ELOOP: ("a link in the path leads back to itself", "set another `workspace`"),
 }
 
 
@@ -62,13 +71,14 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn a disk's refusal into a `StorageError` that names `path`.
 
     Raises:
-        StorageError: for a full, read-only, forbidden or broken place; other errors pass.
+        StorageError: for a full, read-only, forbidden, missing or broken place; other errors pass, and so does the
+            lack of a file that lies elsewhere.
     """
     try:
         yield
     except _disk_errors() as error:
         cause = _CAUSES.get(_number_of(error))
-        if cause is None:
+        if cause is None or not _is_about(error, path):
             raise
         raise StorageError(f"cannot write {path}", why=cause[0], fix=cause[1]) from error
 
@@ -77,6 +87,14 @@ def _disk_errors() -> tuple[type[Exception], ...]:
     """safetensors reports a full disk by an error of its own; it is known once it was imported."""
     safetensors = sys.modules.get("safetensors")
     return (OSError,) if safetensors is None else (OSError, safetensors.SafetensorError)
+
+
+def _is_about(error: Exception, path: Path) -> bool:
+    """Whether what is missing is a part of `path` or lies beside or below it: a block may read other files too."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+        return True
+    missing = Path(error.filename)
+    return missing in (path, *path.parents) or path.parent in missing.parents
 
 
 def _number_of(error: Exception) -> int:
@@ -164,7 +182,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # Half of a surrogate pair has no UTF-8; this is its escape in JSON.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with writing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -191,4 +210,5 @@ def canonical_json(value: Any) -> str:
 
 def sha256_of_json(value: Any) -> str:
     """Hex SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    text = canonical_json(value).encode("utf-8", "backslashreplace")
+    return hashlib.sha256(text).hexdigest()

@@ -101,7 +101,8 @@ def clean(
       tunesmith data clean train.jsonl --against test.jsonl --dry-run
       cat rows.jsonl | tunesmith data clean - --exact drop --out - > clean.jsonl
     """
-    from tunesmith.data.clean import clean_files
+    from tunesmith.config import refuse_unread
+    from tunesmith.data.clean import clean_files, plan_clean
     from tunesmith.data.schemas import options_of
 
     if as_json and out == _STANDARD and not dry_run:
@@ -111,6 +112,8 @@ def clean(
     if sides and out != _STANDARD:
         raise click.UsageError("--sides goes with --out -; without it all files go to --out")
     recipe, places = _asked(files, sets, rules)
+    plan_clean(recipe.data.clean)
+    refuse_unread(recipe, "data.clean")
     target: Any = sys.stdout.buffer if out == _STANDARD else Path(out)
     result = clean_files(
         places,
@@ -118,6 +121,7 @@ def clean(
         out=None if dry_run else target,
         sides=Path(sides) if sides and not dry_run else None,
         options=options_of(recipe.data),
+        form=recipe.data.form,
         processes=processes,
     )
     if as_json:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.config import CleanConfig
+from tunesmith.data.clean.against import FIX, benchmark_rows
 from tunesmith.data.clean.cleaner import Cleaner
 from tunesmith.data.clean.keeping import Kept, Ruling
 from tunesmith.data.clean.output import OUT_FILES, put_out, refuse_foreign_folder
@@ -24,7 +25,6 @@ from tunesmith.data.read import Chunk, expand, open_source, parse_chunk
 from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, Told, tell, to_row
 from tunesmith.data.sketches import numpy, sketch
-from tunesmith.errors import DataError
 from tunesmith.store import storage_errors
 from tunesmith.telemetry import progress
 
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["OUT_FILES", "CleanResult", "clean_files"]
-
-_FIX = (
-    "mend the lines named, or say what fields are by data.fields "
-    "(--set data.fields.prompt=NAME --set data.fields.completion=NAME)"
-)
 
 _LONG_BYTES = 8_000_000
 
@@ -126,7 +121,7 @@ def clean_files(
     folder = out if isinstance(out, Path) else sides
     if folder is not None:
         refuse_foreign_folder(folder)
-    benchmark = _benchmark_rows(plan, options or Options())
+    benchmark = benchmark_rows(plan.against, options or Options())
     with storage_errors(Path(tempfile.gettempdir())), Kept() as kept:
         facts = _take_all(files, Job(plan, options or Options()), kept, form, processes)
         _rule_on_sets(plan, kept, benchmark)
@@ -173,7 +168,7 @@ def _take_all(
                     "sha256": source.sha256,
                 }
             )
-    problems.raise_any(_FIX)
+    problems.raise_any(FIX)
     return facts
 
 
@@ -227,33 +222,6 @@ def digest(job: Job, piece: tuple[Chunk, Told]) -> Digest:
     if job.plan.near or job.plan.against:
         found.sketches = sketch([said(row) for row in stay])
     return found
-
-
-def _benchmark_rows(plan: CleanPlan, options: Options) -> list[Row]:
-    """Rows of the benchmark files, whatever their schema; fields are mapped where they have these names.
-
-    Raises:
-        DataError: they cannot be read, or hold no row.
-        MissingError: a file is not there.
-    """
-    if not plan.against:
-        return []
-    problems = Problems()
-    rows: list[Row] = []
-    for path in expand(plan.against):
-        raws = list(open_source(path).rows(problems))
-        named = raws and all(name in raws[0].fields for name in options.mapping.values())
-        own = options if named else Options()
-        told = tell(raws[:HEAD_ROWS], own)
-        if raws and not told.schema:
-            problems.add(str(path), told.why)
-            continue
-        rows += [row for raw in raws if (row := to_row(raw, told, own, problems))]
-    problems.raise_any(_FIX)
-    if not rows:
-        names = ", ".join(map(str, plan.against))
-        raise DataError(f"no rows in {names}", fix="name files with rows as data.clean.against")
-    return rows
 
 
 def _rule_on_sets(plan: CleanPlan, kept: Kept, benchmark: Sequence[Row]) -> None:

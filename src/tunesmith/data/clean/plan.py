@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,12 +62,16 @@ class CleanPlan:
     @property
     def does_something(self) -> bool:
         """Whether any rule is on."""
-        return (
-            replace(self, against_words=13, near_threshold=0.7, semantic_threshold=0.9) != _NOTHING
-        )
+        return self.compares_rows or replace(self, **_HOW) != CleanPlan(**_HOW)
 
 
-_NOTHING = CleanPlan()
+_HOW: dict[str, Any] = {
+    "near_threshold": 0.7,
+    "semantic_threshold": 0.95,
+    "semantic_model": "embedded",
+    "against_words": 13,
+}
+"""Settings that say how rows are compared; alone they do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +122,7 @@ def plan_clean(config: CleanConfig) -> CleanPlan:
     return CleanPlan(
         exact=config.exact == "drop",
         near=config.near == "drop",
-        near_threshold=config.near_threshold,
         semantic=config.semantic == "drop",
-        semantic_threshold=config.semantic_threshold,
-        semantic_model=config.semantic_model,
         normalize=config.normalize,
         strip_html=config.html == "strip",
         question_characters=question,
@@ -131,6 +132,17 @@ def plan_clean(config: CleanConfig) -> CleanPlan:
         languages=tuple(config.languages),
         drop_where=dict(config.drop_where),
         against=tuple(Path(path) for path in config.against),
-        against_words=config.against_words,
         privacy=privacy if privacy.is_on else None,
+        **dict(_how(config)),
     )
+
+
+def _how(config: CleanConfig) -> Iterator[tuple[str, Any]]:
+    """How rows are compared; what no rule asks for is not read, and refused if set."""
+    if config.near == "drop":
+        yield "near_threshold", config.near_threshold
+    if config.semantic == "drop":
+        yield "semantic_threshold", config.semantic_threshold
+        yield "semantic_model", config.semantic_model
+    if config.against:
+        yield "against_words", config.against_words

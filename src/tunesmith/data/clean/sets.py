@@ -43,6 +43,7 @@ class Rows:
         where_of: "file:line" at an index.
         keys: (n_rows,) of `exact_key`, when they are there already.
         sketches: (n_rows, WIDTH), when they are there already.
+        is_held_out: whether a row is not trained on, so that it may stand in a benchmark; none when None.
     """
 
     n_rows: int
@@ -50,6 +51,7 @@ class Rows:
     where_of: Callable[[int], str]
     keys: NDArray[uint64] | None = None
     sketches: NDArray[uint32] | None = None
+    is_held_out: Callable[[int], bool] | None = None
 
     def said_of(self, index: int) -> Said:
         """What a row asks and answers."""
@@ -91,7 +93,8 @@ def drops(
         for hit in Benchmark(benchmark, plan.against_words).find(
             rows.n_rows, rows.row_of, sketches
         ):
-            found[hit.row_index] = Drop(hit.row_index, "contamination", hit.reason)
+            if rows.is_held_out is None or not rows.is_held_out(hit.row_index):
+                found[hit.row_index] = Drop(hit.row_index, "contamination", hit.reason)
     if plan.exact:
         _note(found, _exact(rows), "exact", "the same as {}", rows)
     if plan.near and sketches is not None:

@@ -17,6 +17,7 @@ __all__ = ["chosen", "fits", "is_about", "is_layout", "split_of"]
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _MOST_CHARACTERS = 2**20
+_ABOUT = ("readme", "license", "licence", "citation", "dataset_info", "dataset_infos")
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -81,8 +82,8 @@ def chosen(names: Sequence[str], card: str, split: str, place: str) -> list[str]
 
 def is_about(name: str) -> bool:
     """Whether a file tells of the data instead of holding it."""
-    stem = name.lower().rsplit("/", 1)[-1].split(".")[0]
-    return stem in ("readme", "license", "licence", "citation", "dataset_info", "dataset_infos")
+    base = name.lower().rsplit("/", 1)[-1]
+    return base == "card.md" or base.split(".")[0] in _ABOUT
 
 
 def _configs(card: str, place: str) -> list[Mapping[str, Any]]:

@@ -65,7 +65,8 @@ def to_row(raw: RawRow, schema: Told | str, options: Options, problems: Problems
         own, has_task = shape_of(raw), "task" in raw.fields
         is_other = not (own and name) or SCHEMAS[own].family != SCHEMAS[name].family
         if own and name and is_other and not has_task:
-            problems.add(raw.where, f"mixed schemas: a {own} row in a file of {name}")
+            a = "an" if own[0] in "aeiou" else "a"
+            problems.add(raw.where, f"mixed schemas: {a} {own} row in a file of {name}")
             return None
         if is_other and (own or has_task):
             name = own

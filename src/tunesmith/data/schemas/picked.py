@@ -18,7 +18,7 @@ __all__ = ["ALIASES", "Options", "Picked", "options_of"]
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "prompt": ("prompt", "question", "query", "problem", "input"),
-    "completion": ("completion", "response", "answer", "output"),
+    "completion": ("completion", "response", "answer", "output", "sql"),
     "answer": ("answer", "ground_truth", "solution", "final_answer"),
     "instruction": ("instruction",),
     "input": ("input",),
@@ -55,7 +55,11 @@ class Options:
         if chosen is not None:
             return chosen if chosen in fields else None
         taken = self.mapping.values()
-        for name in ALIASES[use]:
+        names = ALIASES[use]
+        if use == "completion" and "question" in fields:
+            # Text-to-SQL as Spider has it; its `sql` is then the query taken apart, and no text.
+            names = (*names[:-1], "query", *names[-1:])
+        for name in names:
             if name in fields and name not in taken:
                 return name
         return None

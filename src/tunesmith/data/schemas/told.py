@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,18 @@ UNKNOWN = ""
 _NUMBER = re.compile(r"\s*[-+]?[$€£]?[\d.,]+\s*%?\s*|.*####.*|.*\\boxed\{.*", re.DOTALL)
 _QUESTIONS = ("prompt", "question", "query", "problem", "input")
 _CHECKS = ("ground_truth", "solution", "final_answer")
+_CLASSES = ("label", "category", "class", "intent", "sentiment", "target", "tag")
+"""Names that a text's class has; `data make classify` knows them all."""
+_LONGEST_CLASS = 80
+_BY_USES = ("preference", "feedback", "chat", "instruction", "prompt-completion", "problem", "text")
+"""Schemas in the order in which mapped fields are tried on them."""
+_LEFT: Mapping[str, frozenset[str]] = {
+    "text": frozenset({"prompt", "completion", "answer"}),
+    "chatml": frozenset({"prompt", "completion", "answer"}),
+    "prompt-completion": frozenset({"label", "answer"}),
+    "problem": frozenset({"completion", "label"}),
+}
+"""Family -> uses that its schemas only leave alone, so that no name is taken for one."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,12 @@ def tell(head: Sequence[RawRow], options: Options | None = None) -> Told:
     if asked.schema is not None:
         name, why = schema_named(asked.schema), "data.rows names it"
         return Told(name, _mapping(head, name, asked), 1.0, why)
-    if asked.mapping:
-        name = _by_uses(asked.mapping)
-        if name:
-            named = ", ".join(f"{use} = {theirs}" for use, theirs in asked.mapping.items())
-            mapping = _mapping(head, name, asked)
-            return Told(name, mapping, 1.0, f"data.fields names them: {named}")
+    by_content = _by_content(head, asked)
+    return (_by_fields(head, asked, by_content) if asked.mapping else None) or by_content
+
+
+def _by_content(head: Sequence[RawRow], asked: Options) -> Told:
+    """The schema that most rows look like."""
     counts = Counter(shape_of(raw) for raw in head)
     known = {name: n for name, n in counts.items() if name}
     if not known:
@@ -79,7 +92,56 @@ def tell(head: Sequence[RawRow], options: Options | None = None) -> Told:
     others = {n: count for n, count in counts.items() if not n or SCHEMAS[n].family != family}
     share = families[family] / len(head)
     mapping = _mapping(head, name, asked)
-    return Told(name, mapping, share, _reason(name, mapping), others)
+    return Told(name, mapping, share, _reason(name, mapping, head), others)
+
+
+def _by_fields(head: Sequence[RawRow], asked: Options, by_content: Told) -> Told | None:
+    """The schema that mapped fields make, the others found by their usual names.
+
+    None when they only add to what the rows' content tells.
+    """
+    uses = asked.mapping
+    named = ", ".join(f"{use} = {theirs}" for use, theirs in uses.items())
+    name = _by_uses(uses)
+    needed = {use for one in _BY_USES for use in _needed(one)} & set(uses)
+    absent = [use for use in uses if not _is_there(head, uses[use])]
+    if head and any(use in (_needed(name) if name else needed) for use in absent):
+        return Told(UNKNOWN, {}, 0.0, _not_there(head, uses, absent), {UNKNOWN: len(head)})
+    if name:
+        return Told(name, _mapping(head, name, asked), 1.0, f"data.fields names them: {named}")
+    if _is_whole(by_content.schema, by_content.mapping, uses):
+        return None
+    for name in _BY_USES:
+        mapping = _mapping(head, name, asked)
+        if _is_whole(name, mapping, uses):
+            found = " and ".join(mapping[use] for use in _needed(name) if use not in uses)
+            return Told(name, mapping, 1.0, f"data.fields names {named}; the rows have {found}")
+    if not head or not needed:
+        return None
+    return Told(UNKNOWN, {}, 0.0, _too_little(head, uses, named), {UNKNOWN: len(head)})
+
+
+def _needed(name: str) -> tuple[str, ...]:
+    schema = SCHEMAS[name]
+    return schema.uses[: schema.n_needed]
+
+
+def _reads(name: str) -> tuple[str, ...]:
+    """The uses that a schema makes something of."""
+    schema = SCHEMAS[name]
+    left = _LEFT.get(schema.family, frozenset())
+    return tuple(use for use in schema.uses if use not in left)
+
+
+def _is_whole(name: str, mapping: Mapping[str, str], uses: Mapping[str, str]) -> bool:
+    """Whether a schema has all that it needs, and makes something of every field that was mapped."""
+    if not name:
+        return False
+    return set(uses) <= set(_reads(name)) and set(_needed(name)) <= set(mapping)
+
+
+def _is_there(head: Sequence[RawRow], name: str) -> bool:
+    return any(name in raw.fields for raw in head)
 
 
 def schema_named(name: str) -> str:
@@ -98,9 +160,8 @@ def schema_named(name: str) -> str:
 
 def _by_uses(uses: Mapping[str, str]) -> str:
     """The schema that the uses of mapped fields make; "" when they say too little."""
-    for name in ("preference", "feedback", "chat", "instruction", "prompt-completion", "problem"):
-        schema = SCHEMAS[name]
-        if set(schema.uses[: schema.n_needed]) <= set(uses):
+    for name in _BY_USES[:-1]:
+        if set(_needed(name)) <= set(uses):
             return name
     return "text" if set(uses) == {"text"} else UNKNOWN
 
@@ -108,7 +169,7 @@ def _by_uses(uses: Mapping[str, str]) -> str:
 def _mapping(head: Sequence[RawRow], name: str, options: Options) -> dict[str, str]:
     """What each field of the schema is called in these rows, by the first row that has it."""
     found: dict[str, str] = {}
-    for use in SCHEMAS[name].uses:
+    for use in _reads(name):
         for raw in head[:50]:
             theirs = options.name_in(raw.fields, use)
             if theirs is not None and theirs not in found.values():
@@ -182,7 +243,7 @@ def _shape_of_question(raw: RawRow, asked: str) -> str:
             return "problem"
         is_checked = asked in ("prompt", "problem") or _can_be_checked(fields["answer"].value)
         return "problem-text" if is_checked else "prompt-completion"
-    if "output" in fields:
+    if "output" in fields or "sql" in fields or (asked == "question" and "query" in fields):
         return "prompt-completion"
     # A question alone tells nothing where other fields may be its answer; `prompt` is a name of ours.
     if asked == "prompt":
@@ -195,21 +256,76 @@ def _can_be_checked(answer: object) -> bool:
     return not isinstance(answer, str) or bool(_NUMBER.fullmatch(answer))
 
 
-def _reason(name: str, mapping: Mapping[str, str]) -> str:
-    schema = SCHEMAS[name]
-    needed = [mapping[use] for use in schema.uses[: schema.n_needed] if use in mapping]
+def _reason(name: str, mapping: Mapping[str, str], head: Sequence[RawRow]) -> str:
+    needed = [mapping[use] for use in _needed(name) if use in mapping]
     text = f"the rows have {' and '.join(needed)}" if needed else "most rows look like it"
     if name == "problem-text" and mapping.get("answer") == "answer":
         text += "; to learn the answers instead, set data.rows to prompt-completion"
     elif name == "prompt-completion" and mapping.get("completion") == "answer":
         text += "; if the answers are only to be checked, set data.rows to problem-text"
+    elif name == "text":
+        text += _if_classes(head, mapping.get("text", "text"))
     return text
 
 
+def _if_classes(head: Sequence[RawRow], text: str) -> str:
+    """What to do when the texts have classes, which text alone does not learn; empty when they have none."""
+    for name in _CLASSES:
+        values = [raw.fields[name].value for raw in head if name in raw.fields]
+        if name != text and values and all(map(_is_class, values)):
+            fields = f", or --field prompt={text} --field completion={name}"
+            return (
+                f"; {name} is not learned then: for a classification `tunesmith data make classify "
+                f"FILE --out NEW.jsonl`{fields if isinstance(values[0], str) else ''}"
+            )
+    return ""
+
+
+def _is_class(value: object) -> bool:
+    if isinstance(value, str):
+        return "\n" not in value and len(value) <= _LONGEST_CLASS
+    return isinstance(value, int)
+
+
+def _names(head: Sequence[RawRow]) -> list[str]:
+    return list(dict.fromkeys(name for raw in head for name in raw.fields))
+
+
 def _nothing_fits(head: Sequence[RawRow]) -> str:
-    names = ", ".join(dict.fromkeys(name for raw in head for name in raw.fields)) or "none"
+    names = _names(head)
+    texts = [
+        name
+        for name in names
+        if any(name in raw.fields and isinstance(raw.fields[name].value, str) for raw in head[:50])
+    ]
+    prompt, completion = [shlex.quote(name) for name in [*texts, "NAME", "NAME"][:2]]
     return (
-        "no row of the file has messages, instruction/output, prompt/completion, "
-        f"prompt/chosen/rejected, prompt/answer or text; its fields are {names}: "
-        "name two of them as data.fields.prompt and .completion"
+        "no row of the file has messages, instruction/output, prompt/completion, question/sql, "
+        f"prompt/chosen/rejected, prompt/answer or text; its fields are {', '.join(names) or 'none'}: "
+        "name two of them as data.fields.prompt and .completion, on the command line as "
+        f"--field prompt={prompt} --field completion={completion}"
+    )
+
+
+def _not_there(head: Sequence[RawRow], uses: Mapping[str, str], absent: Sequence[str]) -> str:
+    """Fields were mapped that no row has."""
+    names = _names(head)
+    said = " and ".join(f"{use} = {uses[use]!r}{nearest(uses[use], names)}" for use in absent)
+    return (
+        f"data.fields names {said}, which no row has; the fields are {', '.join(names) or 'none'}"
+    )
+
+
+def _too_little(head: Sequence[RawRow], uses: Mapping[str, str], named: str) -> str:
+    """Fields were mapped that make no schema."""
+    has = f"the fields are {', '.join(_names(head)) or 'none'}"
+    near = ("prompt-completion", *_BY_USES)
+    name = next((one for one in near if set(uses) <= set(_reads(one))), UNKNOWN)
+    if not name:
+        return f"data.fields names {named}, and no schema has fields for all of these; {has}"
+    missing = [use for use in _needed(name) if use not in uses]
+    options = " ".join(f"--field {use}=NAME" for use in missing)
+    return (
+        f"data.fields names {named}, and nothing says what the {' and '.join(missing)} is: "
+        f"name it, too ({options}); {has}"
     )

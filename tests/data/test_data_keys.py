@@ -1,0 +1,92 @@
+"""Settings of the data stage have an effect, or are refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tunesmith import data
+from tunesmith.config import CleanConfig, recipe_from
+from tunesmith.data.clean import plan_clean
+from tunesmith.data.read import survey
+from tunesmith.data.samples import load_sample
+from tunesmith.errors import ConfigError
+
+
+def files(path, **more):
+    return {"source": {"kind": "files", "train": str(path)}, **more}
+
+
+def questions(n):
+    words = "river castle lantern orchard temple window forest meadow island desert".split()
+    return [
+        {"prompt": f"Where is the {words[k % 10]} of {words[k // 10]}?", "completion": f"at {k}"}
+        for k in range(n)
+    ]
+
+
+HOW = {"near_threshold": 0.6, "semantic_threshold": 0.9, "semantic_model": "x", "against_words": 9}
+
+
+def test_settings_of_rules_that_are_off_are_refused(seal, lines):
+    with pytest.raises(ConfigError) as caught:
+        seal(files(lines("rows.jsonl", questions(20)), clean=HOW))
+    assert all(f"data.clean.{name} " in caught.value.what for name in HOW)
+
+
+def test_settings_of_rules_that_are_on_reach_the_plan(tmp_path):
+    on = {"near": "drop", "semantic": "drop", "against": (str(tmp_path),)}
+    plan = plan_clean(CleanConfig(**HOW, **on))
+    assert {name: getattr(plan, name) for name in HOW} == HOW
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        {"near": "drop"},
+        {"normalize": True},
+        {"max_answer_characters": 9},
+        {"secrets": {"action": "mask"}},
+    ],
+)
+def test_a_plan_does_something_only_where_a_rule_is_on(on):
+    assert not plan_clean(CleanConfig()).does_something
+    assert plan_clean(CleanConfig(**on)).does_something
+
+
+def test_the_schema_of_answers_is_one_of_the_files_that_make_the_dataset(lines):
+    rows = lines("rows.jsonl", [{"prompt": "p", "completion": "{}"}])
+    schema = rows.with_name("schema.json")
+    found = []
+    for text in ('{"type": "object"}', '{"type": "array"}'):
+        schema.write_text(text, encoding="utf-8")
+        recipe = recipe_from({"data": files(rows, check={"json_schema": str(schema)})})
+        found.append(
+            [parent.sha256 for parent in data.sources(recipe) if parent.path == str(schema)]
+        )
+    assert len(found[0]) == 1
+    assert found[0] != found[1]
+
+
+def test_rows_that_were_dropped_as_duplicates_are_no_findings(seal, lines):
+    path = lines("rows.jsonl", [*questions(30), questions(1)[0]])
+    kept = seal(files(path), name="kept")
+    dropped = seal(files(path, clean={"exact": "drop"}), name="dropped")
+
+    def checks(result):
+        text = result.artifact.path("findings.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line)["check"] for line in text.splitlines()]
+
+    assert checks(kept).count("duplicate") == 1
+    assert "duplicate" not in checks(dropped)
+    assert "duplicate" not in [reason["check"] for reason in dropped.report["score"]["reasons"]]
+
+
+def test_the_card_of_a_sample_that_was_written_out_is_no_row(tmp_path):
+    sample = load_sample("support")
+    for path in (*sample.row_files().values(), sample.CARD):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = survey(tmp_path)
+    assert [path.name for path in found.files] == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert found.skipped == {tmp_path / "CARD.md": "it tells of the data"}
