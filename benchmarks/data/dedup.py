@@ -166,7 +166,7 @@ def scored(items: list[planted.Item], kept: set[int]) -> dict[str, Any]:
 
     A planted copy is found when it and its row are not both kept. A drop is right when the row's source, or a
     copy of it, is kept; every other drop is counted as wrong, natural near-duplicates included, except among
-    rows of equal SQL, which ask the same.
+    rows of equal SQL, which ask the same. To drop a decoy is always wrong.
     """
     found: Counter[str] = Counter()
     n: Counter[str] = Counter()
@@ -178,8 +178,12 @@ def scored(items: list[planted.Item], kept: set[int]) -> dict[str, Any]:
     kept_queries = {items[at].answer for at in kept if " " in items[at].answer}
     n_copies = Counter(item.origin for item in items)
     wrong = sum(
-        not (n_copies[item.origin] > 1 and item.origin in kept_origins)
-        and item.answer not in kept_queries
+        # A decoy asks something else, though it has its row's query.
+        item.change in {f"decoy-{name}" for name in planted.DECOYS}
+        or (
+            not (n_copies[item.origin] > 1 and item.origin in kept_origins)
+            and item.answer not in kept_queries
+        )
         for at, item in enumerate(items)
         if at not in kept
     )

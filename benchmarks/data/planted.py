@@ -3,8 +3,8 @@
     python benchmarks/data/planted.py --banking banking77/train.csv --geoquery geoquery/train.jsonl --out planted
 
 Each planted row repeats a row of the source in one way: a typing error, other case and punctuation, one word by a
-synonym, a sentence added, words in another order. Each decoy differs from its row in one thing that counts: a number,
-a negation, a name. The same functions plant the rows of the tests.
+synonym, a sentence added, words in another order. Each decoy differs from its row in one thing that counts: a number or
+a negation. The same functions plant the rows of the tests.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tunesmith.cli.main import main
 from tunesmith.cli.screen import size, where
-from tunesmith.config import Recipe, load_recipe
+from tunesmith.config import DataConfig, Recipe, load_recipe, recipe_from
 
 
 def call(*args: object) -> int:
@@ -43,6 +45,17 @@ def test_init_writes_a_recipe_that_loads_and_names_the_users_file(here, capsys):
     assert recipe.data.source.train == (str(here / "examples.jsonl"),)
     assert (here / "my.yaml").read_text().count("#") > 10
     assert "tunesmith run my.yaml --dry-run" in capsys.readouterr().out
+
+
+def test_settings_that_init_shows_as_comments_are_right(here):
+    assert call("init") == 0
+    text = (here / "recipe.yaml").read_text(encoding="utf-8")
+    shown = re.findall(r"^  # ((\w+): .+)$", text, re.MULTILINE)
+    keys = {key for _, key in shown} & set(DataConfig.model_fields)
+    assert keys >= {"source", "form", "rows", "fields", "system", "clean", "split", "check"}
+    for line, key in shown:
+        if key in keys:
+            recipe_from({"data": yaml.safe_load(line)})
 
 
 def test_init_never_overwrites(here, capsys):

@@ -39,7 +39,7 @@ def test_json_names_all_of_it(tmp_path):
         "data",
         "prompt-completion",
     )
-    assert file["problems"] == [f"{path}:1: a row is a JSON object, this is a number"]
+    assert file["problems"] == [f"{path}:2: a row is a JSON object, this is a number"]
     assert file["fields"][0] == {
         "name": "prompt",
         "holds": {"a string": 1},

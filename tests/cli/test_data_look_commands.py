@@ -53,6 +53,36 @@ def test_stats_of_a_raw_file_in_the_terminal_as_json_and_as_a_page(here, capsys)
     assert json.loads(text)["stats"]["rows"] == {"rows": 21}
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a.jsonl: empty file"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "a.jsonl: "),
+        (b'{"ask": 1, "say": "x"}\n' * 3, "a.jsonl: no row of the file has messages"),
+    ],
+)
+def test_stats_of_a_file_that_cannot_be_read_names_the_reason(here, capsys, content, said):
+    (here / "a.jsonl").write_bytes(content)
+    assert call("data", "stats", "a.jsonl", "--html", "a.html") == 3
+    shown = capsys.readouterr()
+    assert "error: 1 problem in the data" in shown.err
+    assert said in shown.err
+    assert shown.out == ""
+    assert not (here / "a.html").exists()
+
+
+def test_stats_of_a_file_with_wrong_rows_shows_the_others_and_names_these(here, capsys):
+    write("a.jsonl", [*pairs(3), *({"prompt": "", "completion": "x"} for _ in range(7))])
+    assert call("data", "stats", "a.jsonl") == 3
+    shown = capsys.readouterr()
+    assert "problem: a.jsonl:4: prompt: " in shown.err
+    assert "... and 2 more" in shown.err
+    assert "a.jsonl: prompt-completion (the rows have prompt and completion)" in shown.out
+    assert call("data", "stats", "a.jsonl", "--json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], len(found["problems"])) == ({"rows": 3}, 7)
+
+
 def test_stats_reads_a_pipe(here, capsys, monkeypatch):
     import io
     import sys

@@ -485,3 +485,16 @@ def test_rows_that_the_recipe_leaves_out_are_counted_and_not_checked(lines):
 
     assert (result.n_rows, result.n_left_out) == (3, 6)
     assert result.tally.findings["html", "warning"] == 3
+
+
+@pytest.mark.parametrize("name", ["label", "sentiment", "topic", "label_text"])
+def test_a_text_with_two_classes_is_a_contradiction_and_no_duplicate(name):
+    checker = Checker(CheckOptions(domain="none"))
+    for line, said in enumerate(("good", "bad", "good"), 1):
+        value = {"text": "It arrived in two days.", "meta": {name: said}}
+        checker.see(Row(f"a:{line}", "text", json.dumps(value), value))
+    found = [(one.check, one.where) for one in checker.finish()]
+    assert [one for one in found if one[0] in ("duplicate", "contradiction")] == [
+        ("duplicate", "a:3"),
+        ("contradiction", "a:2"),
+    ]

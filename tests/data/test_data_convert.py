@@ -117,6 +117,7 @@ def test_wrong_rows_are_all_named_and_the_old_file_stays(lines, tmp_path):
         (Target("chat", "o.xyz"), "does not say which form"),
         (Target("chat", "o.jsonl", form="jsnol"), "did you mean 'jsonl'"),
         (Target("chat", "o.jsonl", rest="o.jsonl"), "is where the converted rows go"),
+        (Target("chat", "o.jsonl", rest="./x/../o.jsonl"), "is where the converted rows go"),
     ],
 )
 def test_a_target_that_is_no_target_is_refused_before_anything_is_read(target, error):
@@ -259,3 +260,16 @@ def test_the_help_names_every_schema_and_what_it_holds():
     for name, schema in SCHEMAS.items():
         assert f"{name} " in text
         assert schema.what in text
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("odd", [{"note": "\ud800"}, {"\udfff": 1}, {"note": "a\0b"}])
+def test_what_has_no_form_in_a_table_is_refused_or_goes_beside(lines, tmp_path, form, odd):
+    row = {"prompt": "q", "completion": "a"}
+    path, out, rest = lines("a.jsonl", [row, {**row, **odd}]), tmp_path / "o", tmp_path / "r"
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .* which a table cannot hold"):
+        convert([path], Target("prompt-completion", str(out), form))
+    made = convert([path], Target("prompt-completion", str(out), form, rest=str(rest)))
+    assert (made.written, made.rest) == (1, 1)
+    assert written(rest)[0]["row"] == {**row, **odd}
+    assert convert([out], Target("chat", str(tmp_path / "b.jsonl")), form=form).read == 1

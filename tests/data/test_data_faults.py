@@ -169,21 +169,28 @@ def test_an_interrupt_is_told_with_the_way_to_go_on(recipe, tmp_path):
     assert build(recipe, tmp_path / "x", resume=True).rows["train"] == 160
 
 
-def test_a_file_that_changes_or_goes_while_it_is_read_is_refused(recipe, tmp_path, monkeypatch):
-    from tunesmith.data import gather
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["data-spool", "data-settle"])
+def test_a_file_that_changes_while_it_is_read_is_refused(recipe, tmp_path, point):
+    path, place = tmp_path / "a.jsonl", tmp_path / "x"
+    process = start(path, place, point=f"{point}=stop")
+    _, state = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(state)
+    path.write_text(path.read_text().replace("number 7?", "number 8?"))
+    process.send_signal(signal.SIGCONT)
+    code, said = end(process)
+    if point == "data-settle":  # All is read by then.
+        assert code == 0, said
+        sealed = [file.read_text() for file in place.glob("*.jsonl")]
+        assert "number 7?" in "".join(sealed)
+        return
+    assert "DataError" in said
+    assert "changed while it was read" in said
+    assert is_clean(place)
 
-    path = tmp_path / "a.jsonl"
-    digest = gather.add_tally
 
-    def change(*given):
-        path.write_text(path.read_text().replace("number 7?", "number 8?"))
-        return digest(*given)
-
-    monkeypatch.setattr(gather, "add_tally", change)
-    with pytest.raises(DataError, match="changed while it was read"):
-        build(recipe, tmp_path / "x", processes=1)
-    assert is_clean(tmp_path / "x")
-    parents = data.sources(recipe)
+def test_a_file_that_is_gone_when_it_is_to_be_read_is_named(recipe, tmp_path):
+    path, parents = tmp_path / "a.jsonl", data.sources(recipe)
     path.unlink()
     with Run.open(tmp_path / "y", "data", inputs={}, parents=parents) as at:
         with pytest.raises(TunesmithError, match=r"a\.jsonl"):
@@ -237,7 +244,9 @@ def test_a_refused_build_leaves_the_folder_free_for_the_mended_one(tmp_path):
     assert build(recipe, tmp_path / "x").rows["train"] == 40
 
 
-words = st.sampled_from(["red", "green", "blue", "How many?", "What is 7?", "Éire", "x" * 30])
+words = st.sampled_from(
+    ["red", "green", "blue", "How many?", "What is 7?", "Éire", "x" * 30, "Cafe\u0301"]
+)
 texts = st.lists(words, min_size=1, max_size=4).map(" ".join)
 row = st.fixed_dictionaries(
     {
@@ -294,15 +303,27 @@ def test_no_row_is_lost_or_invented(tmp_path_factory, rows, section):
     except DataError:
         assert is_clean(folder / "x")
         return
-    found = []
-    for name in result.rows:
-        found += [made["meta"]["n"] for made in lines_of(result, name)]
-    dropped = lines_of(result, "dropped")
-    found += [one["row"]["meta"]["n"] for one in dropped]
+    kept = [made for name in result.rows for made in lines_of(result, name)]
+    dropped, changed = lines_of(result, "dropped"), lines_of(result, "changed")
+    found = [made["meta"]["n"] for made in [*kept, *(one["row"] for one in dropped)]]
     assert sorted(found) == list(range(len(rows)))
+    assert all(one["row"] == as_it_came(numbered[one["row"]["meta"]["n"]]) for one in dropped)
+    others = [made for made in kept if made != as_it_came(numbered[made["meta"]["n"]])]
+    assert sorted(one["to"]["meta"]["n"] for one in changed) == sorted(
+        m["meta"]["n"] for m in others
+    )
+    assert all(one["to"] in others for one in changed)
+    assert all(one["row"] == as_it_came(numbered[one["to"]["meta"]["n"]]) for one in changed)
     assert all(one["where"] == f"{path}:{one['row']['meta']['n'] + 1}" for one in dropped)
     assert result.report["rows_read"] == len(rows)
     assert sum(result.report["left_out"]["by_rule"].values()) == len(dropped)
+
+
+def as_it_came(made):
+    """The canonical row of a row, unchanged."""
+    said = (("user", made["prompt"]), ("assistant", made["completion"]))
+    meta = {name: made[name] for name in ("label", "user", "n")}
+    return {"messages": [{"role": role, "content": text} for role, text in said], "meta": meta}
 
 
 def lines_of(result, name):

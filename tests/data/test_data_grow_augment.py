@@ -467,13 +467,14 @@ def test_nothing_is_made_that_a_held_out_row_asks():
         assert any("asks nearly the same: test.jsonl:1" in left.reason for left in one.left_out)
 
 
-def test_a_row_of_which_one_form_is_held_out_makes_other_rows_only():
+def test_a_row_of_which_another_form_is_held_out_makes_nothing():
     row = chat("Give the number of all red clubs in the northern league.", "select 1")
     other = chat(
         "Please give the number of all red clubs in the northern league.", "x", where="t:1"
     )
-    for one in augment([row], AugmentOptions(("paraphrase",), 30, 0, (other,))):
-        assert all(new.question != other.question for new in one.made)
+    (one,) = augment([row], AugmentOptions(("paraphrase",), 30, 0, (other,)))
+    assert one.made == ()
+    assert {left.reason for left in one.left_out} == {"a held-out row asks nearly the same: t:1"}
 
 
 def test_no_new_row_asks_what_another_row_asks():

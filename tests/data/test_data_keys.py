@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +13,7 @@ from tunesmith.config import CleanConfig, recipe_from
 from tunesmith.data.clean import plan_clean
 from tunesmith.data.read import survey
 from tunesmith.data.samples import load_sample
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, DataError
 
 
 def files(path, **more):
@@ -19,9 +21,9 @@ def files(path, **more):
 
 
 def questions(n):
-    words = "river castle lantern orchard temple window forest meadow island desert".split()
+    words = ["river", "castle", "lantern", "orchard", "temple", "window", "forest", "island"]
     return [
-        {"prompt": f"Where is the {words[k % 10]} of {words[k // 10]}?", "completion": f"at {k}"}
+        {"prompt": f"Where is the {words[k % 8]} of {words[k // 8]}?", "completion": f"at {k}"}
         for k in range(n)
     ]
 
@@ -69,10 +71,11 @@ def test_the_schema_of_answers_is_one_of_the_files_that_make_the_dataset(lines):
     assert found[0] != found[1]
 
 
-def test_rows_that_were_dropped_as_duplicates_are_no_findings(seal, lines):
+@pytest.mark.parametrize("rule", ["exact", "near"])
+def test_rows_that_were_dropped_as_duplicates_are_no_findings(seal, lines, rule):
     path = lines("rows.jsonl", [*questions(30), questions(1)[0]])
     kept = seal(files(path), name="kept")
-    dropped = seal(files(path, clean={"exact": "drop"}), name="dropped")
+    dropped = seal(files(path, clean={rule: "drop"}), name="dropped")
 
     def checks(result):
         text = result.artifact.path("findings.jsonl").read_text(encoding="utf-8")
@@ -83,6 +86,57 @@ def test_rows_that_were_dropped_as_duplicates_are_no_findings(seal, lines):
     assert "duplicate" not in [reason["check"] for reason in dropped.report["score"]["reasons"]]
 
 
+def test_leaks_are_said_of_rows_that_stay(seal, lines, rows_of):
+    train, other = questions(24), [{"prompt": f"Why {n}?", "completion": "so"} for n in range(9)]
+    near = {**train[3], "prompt": train[3]["prompt"].replace("Where", "So, where")}
+    source = {
+        "kind": "files",
+        "train": str(lines("a.jsonl", train)),
+        "validation": str(lines("v.jsonl", other[2:])),
+        "test": str(lines("t.jsonl", [near, other[0]])),
+    }
+    there = []
+    for seed in range(6):
+        result = seal({"source": source, "max_test_rows": 1}, seed=seed, name=str(seed))
+        (row,) = rows_of(result, "test")
+        there.append(row["messages"][0]["content"] == near["prompt"])
+        assert result.report["near_overlaps"]["found"] == there[-1]
+    assert set(there) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("mapped", "why"),
+    [
+        ({"history": "prompt"}, "rows that are read as prompt-completion have no place for it"),
+        ({"tools": "toolz"}, "no row has a field 'toolz'"),
+    ],
+)
+def test_a_field_that_is_mapped_without_effect_is_refused(seal, lines, mapped, why):
+    path = lines("rows.jsonl", questions(20))
+    with pytest.raises(DataError) as caught:
+        seal(files(path, fields=mapped))
+    assert f"data.fields.{next(iter(mapped))}: {why}" in caught.value.what
+
+
+def test_a_field_that_is_mapped_may_stand_in_few_rows_of_few_files(seal, lines):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": "x"},
+            ]
+        }
+        for row in questions(20)
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    paths = [
+        lines("a.jsonl", rows[:10]),
+        lines("b.jsonl", [*rows[10:], {**rows[0], "toolz": tools}]),
+    ]
+    source = {"kind": "files", "train": [str(path) for path in paths]}
+    assert sum(seal({"source": source, "fields": {"tools": "toolz"}}).rows.values()) == 21
+
+
 def test_the_card_of_a_sample_that_was_written_out_is_no_row(tmp_path):
     sample = load_sample("support")
     for path in (*sample.row_files().values(), sample.CARD):
@@ -90,3 +144,8 @@ def test_the_card_of_a_sample_that_was_written_out_is_no_row(tmp_path):
     found = survey(tmp_path)
     assert [path.name for path in found.files] == ["test.jsonl", "train.jsonl", "validation.jsonl"]
     assert found.skipped == {tmp_path / "CARD.md": "it tells of the data"}
+
+
+def test_every_module_of_the_room_is_there_without_an_import_of_its_own():
+    code = "from tunesmith import data; data.look.stats, data.annotate.Review, data.grow.augment"
+    subprocess.run([sys.executable, "-c", code], check=True)

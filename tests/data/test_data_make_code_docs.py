@@ -207,3 +207,10 @@ def test_any_docstring_comes_out_as_python_reads_it(tmp_path_factory, docs, comm
         return
     assert rows[0]["messages"][1]["content"] == wanted
     assert f"b = a  # {note}" in rows[0]["messages"][0]["content"]
+
+
+def test_a_function_that_nests_too_deeply_to_be_compared_is_a_row_all_the_same(tmp_path):
+    terms = " + ".join(f"a{n}" for n in range(600))
+    text = f'def total(a):\n    """Return the sum of very many parts."""\n    b = {terms}\n    return b\n'
+    (tmp_path / "deep.py").write_text(text)
+    assert len(make_code_docs(tmp_path).rows) == 1

@@ -156,3 +156,14 @@ def test_a_missing_an_empty_and_a_foreign_file_are_errors(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(DataError, match=r"--text text: no such field"):
         make_extract(tmp_path / "other.jsonl")
+
+
+def test_a_slot_whose_form_does_not_fit_its_value_drops_the_text(people):
+    made = make_extract(people, ExtractOptions(templates=("{name} is {age:.1f}.", "{name} here.")))
+    assert [row["messages"][0]["content"].rpartition("\n")[2] for row in made.rows]
+    assert any("format" in gone.reason for gone in made.dropped)
+
+
+def test_a_slot_in_the_form_of_a_slot_is_refused(people):
+    with pytest.raises(ConfigError, match="a slot in the form"):
+        make_extract(people, ExtractOptions(templates=("{name:{age}}",)))

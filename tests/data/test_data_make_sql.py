@@ -567,3 +567,52 @@ def test_making_rows_needs_no_heavy_package():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+def test_a_foreign_key_to_a_column_with_repeated_values_is_not_joined(tmp_path):
+    path = tmp_path / "twice.sql"
+    path.write_text(
+        "create table town (id integer primary key, name text, region text);"
+        "create table house (id integer primary key, name text, region text references town(region));"
+        "insert into town values (1, 'Arden', 'north'), (2, 'Bellmore', 'north'), (3, 'Carrick', 'south');"
+        "insert into house values (1, 'Old Mill', 'north'), (2, 'New Mill', 'south'), (3, 'Inn', 'north');"
+    )
+    made = make_sql(path, SqlOptions(n_rows=400))
+    assert made.facts["links"] == []
+    assert not any(" join " in query for _, query in pairs(made))
+
+
+def test_a_large_insert_is_read_in_one_pass(tmp_path):
+    path = tmp_path / "large.sql"
+    values = ", ".join(f"({n}, 'Name {n}; it''s', 'Arden')" for n in range(20_000))
+    path.write_text(
+        f"create table person (id integer, name text, town text);\ninsert into person values {values};\n"
+    )
+    assert make_sql(path, SqlOptions(n_rows=5)).rows
+
+
+def test_either_of_two_values_are_two(tmp_path):
+    path = tmp_path / "one.sql"
+    path.write_text(
+        "create table lamp (id integer primary key, name text, colour text);"
+        "insert into lamp values (1, 'Sun', 'red'), (2, 'Moon', 'red'), (3, 'Star', ' odd '), (4, 'Sky', ' odd ');"
+    )
+    queries = [query for _, query in pairs(make_sql(path, SqlOptions(n_rows=400)))]
+    assert any("colour = 'red'" in query for query in queries)
+    assert not any("in ('red', 'red')" in query for query in queries)
+
+
+def test_no_question_is_asked_whose_answer_hangs_on_blanks_or_case(tmp_path):
+    path = tmp_path / "lamp.sql"
+    path.write_text(
+        "create table lamp (id integer primary key, name text, colour text, room text);"
+        "insert into lamp values (1, 'Sun', 'red', 'hall'), (2, 'Moon', 'Red', 'hall'), (3, 'Star', 'blue', ''),"
+        " (4, 'Sky', 'blue', null), (5, 'Day', 'blue', 'attic'), (6, 'Night', 'blue', 'attic');"
+    )
+    queries = {query for _, query in pairs(make_sql(path, SqlOptions(n_rows=400)))}
+    assert any("where room = 'hall'" in query for query in queries)
+    assert not any(
+        "room is null" in query or "distinct room" in query or "'Star'" in query
+        for query in queries
+    )
+    assert not any("where colour" in query or "by colour" in query for query in queries)

@@ -25,7 +25,8 @@ def test_the_program_on_the_python_page_runs(tmp_path):
     assert schema == "chat"
     assert checked.split()[1] == "green"
     assert cleaned.startswith("1008 ")
-    assert "'test': 100" in split and split.endswith("chat")
+    assert "'test': 100" in split
+    assert split.endswith("chat")
     assert "'test': 231" in sample
     assert int(n_rows) == int(cleaned.split()[1])
     assert equal == n_rows

@@ -83,7 +83,7 @@ def test_a_value_that_was_read_in_part_is_not_taken_for_the_whole(tmp_path):
         problems = Problems()
         rows = list(open_source(path, limits=Limits(chunk_bytes=chunk_bytes)).rows(problems))
         assert [row.fields["a"].raw for row in rows] == ['"xyz"', "true"]
-        assert problems.lines == [f"{path}:1: a row is a JSON object, this is a number"]
+        assert problems.lines == [f"{path}:2: a row is a JSON object, this is a number"]
 
 
 def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path):
@@ -222,3 +222,21 @@ def test_one_error_names_the_first_fifty_problems_and_counts_all(lines):
     assert f"{path}:51:" not in text
     assert "and 10 more" in text
     assert "fix: mend it" in text
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"a": 1}, {"a": 2},\n {"a": 3}]', '{"a": 1} {"a": 2} {"a": 3}\n']
+)
+def test_rows_of_a_document_on_one_line_are_told_apart_by_their_numbers(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    rows = list(open_source(path, form="json").rows(Problems()))
+    assert [(row.line, row.fields["a"].value) for row in rows] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_document_that_breaks_in_its_second_row_keeps_the_first(tmp_path):
+    path, problems = tmp_path / "rows.json", Problems()
+    path.write_text('[{"a": 1}, {"a": ]')
+    rows = list(open_source(path).rows(problems))
+    assert [row.fields["a"].value for row in rows] == [1]
+    assert problems.n_problems == 1

@@ -122,3 +122,58 @@ def test_mapped_fields_that_make_no_schema_are_named_once_for_the_file(mapping, 
 def test_a_field_is_not_shown_as_mapped_when_nothing_is_made_of_it():
     told, _, _ = read({"prompt": "q", "completion": "a", "label": "refund"})
     assert told.mapping == {"prompt": "prompt", "completion": "completion"}
+
+
+@pytest.mark.parametrize("label", [0, "1"])
+def test_a_label_that_is_a_number_is_a_verdict_only_when_it_is_called_one(label):
+    row = {"prompt": "q", "completion": "a", "label": label}
+    found, (read_as,), _ = read(row)
+    assert (found.schema, read_as.meta) == ("prompt-completion", {"label": label})
+    assert "every completion is learned: if label says whether it is good" in found.why
+    verdict = one(row, Options(schema="feedback"))
+    assert (verdict.kind, verdict.value["label"]) == ("feedback", label == "1")
+    unlike, _, _ = read({**row, "label": 2})
+    assert unlike.why == "the rows have prompt and completion"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Id", "Question", "SQL"), "--field prompt=Question --field completion=SQL"),
+        (("My Text", "Klasse"), "--field prompt='My Text' --field completion=Klasse"),
+        (("Intent", "utterance"), "--field prompt=utterance --field completion=Intent"),
+        (("only",), "--field prompt=only --field completion=NAME"),
+    ],
+)
+def test_a_file_that_fits_nothing_gets_the_options_that_may_read_it(names, said):
+    found = told.tell([raw_row(dict.fromkeys(names, "x"))])
+    assert found.why.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "row"),
+    [
+        ({"instruction": "do"}, {"do": "q", "chosen": "a", "rejected": "b"}),
+        ({"chosen": "good"}, {"prompt": "q", "good": "a", "rejected": "b"}),
+        (
+            {"rejected": "bad"},
+            {"conversations": [{"from": "human", "value": "q"}], "chosen": "a", "bad": "b"},
+        ),
+    ],
+)
+def test_a_mapped_field_of_a_pair_is_completed_as_pairs_are(mapping, row):
+    told, (found,), problems = read(row, options=Options(mapping))
+    assert (told.schema.partition("-")[0], problems) == ("preference", [])
+    assert (found.kind, found.question, found.answer) == ("pair", "q", "a")
+
+
+def test_a_mapped_text_may_hold_chatml():
+    text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    told, (row,), _ = read({"body": text}, options=Options({"text": "body"}))
+    assert (told.schema, row.kind, row.question, row.answer) == ("chatml", "chat", "q", "a")
+
+
+def test_a_table_of_a_thousand_columns_is_named_in_part():
+    found = told.tell([raw_row({f"column{n}": 1 for n in range(1_000)})])
+    assert "column19 and 980 more: name two" in found.why
+    assert "column20" not in found.why

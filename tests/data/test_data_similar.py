@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tunesmith.data.near import Said, are_near, said
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import WIDTH, clusters, matches, sketch
-from tunesmith.data.wording import same_word
+from tunesmith.data.wording import is_code, same_word, wording
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -340,3 +340,16 @@ def test_the_order_of_rows_changes_which_is_kept_but_not_what_is_together():
         together.append({frozenset(group) for group in groups.values()})
 
     assert together[0] == together[1]
+
+
+def test_a_text_of_many_negations_is_read_in_time_that_grows_with_its_length():
+    n_words = 100_000
+    guarded = wording("No. " + "not " * n_words + "! Never.").guarded
+    assert guarded == {f"not {n}" for n in range(n_words + 2)}
+
+
+def test_a_query_is_told_from_words_about_one_in_time_that_grows_with_the_length():
+    assert is_code("first\nwe select the best rows from here")
+    assert is_code("SELECT\na FROM b")
+    assert not is_code("from here select\nnothing")
+    assert not is_code("select " * 50_000)

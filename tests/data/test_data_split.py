@@ -364,3 +364,31 @@ def test_the_report_says_which_gain_the_test_can_show(seal, lines):
     told = result.report["test_can_tell"]
     assert told["test_rows"] == 30
     assert told["detectable_points"]["20%"] == round(detectable_points(30, 0.2), 1)
+
+
+@pytest.mark.parametrize("time", [10**400, float("1e308") * 10, "1e9", "12"])
+def test_what_is_no_moment_is_named(seal, lines, time):
+    rows = [{"prompt": f"q {n}", "completion": "a", "t": n} for n in range(40)]
+    text = json.dumps({**rows[3], "t": time}).replace("Infinity", "1e999")
+    path = lines("a.jsonl", rows)
+    path.write_text(path.read_text() + f"{text}\n")
+    source = {"kind": "files", "train": str(path)}
+    with pytest.raises(DataError, match=r"a\.jsonl:41: t: .* is neither ISO 8601"):
+        seal({"source": source, "split": {"kind": "time", "field": "t"}})
+
+
+def test_seconds_in_a_table_are_a_time(seal, tmp_path):
+    path = tmp_path / "a.csv"
+    cells = [f"what is {n}?,it is {n},{1_700_000_000 + (n * 7) % 40}" for n in range(40)]
+    path.write_text("prompt,completion,t\n" + "\n".join(cells) + "\n")
+    source = {"kind": "files", "train": str(path)}
+    found = seal({"source": source, "split": {"kind": "time", "field": "t"}})
+    test = found.artifact.path("test.jsonl").read_text().split("\n")[:-1]
+    assert sorted(json.loads(line)["meta"]["t"] for line in test) == [
+        str(1_700_000_000 + n) for n in range(36, 40)
+    ]
+
+
+def test_a_text_of_opening_quotes_is_read_in_time_that_grows_with_its_length():
+    assert template_of("“" * 200_000) == "“" * 200_000
+    assert template_of("say “one“ two” here") == template_of("say “one“ three” here")

@@ -227,3 +227,11 @@ def test_equal_input_gives_equal_files_whatever_the_number_of_processes(tmp_path
         found.append((files, result.artifact.sha256))
     assert found[0] == found[1] == found[2]
     assert sum(result.rows.values()) > 1_000
+
+
+@pytest.mark.slow
+def test_a_file_of_the_folder_is_not_taken_for_a_module(workers, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/json.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert list(ordered_map(SQUARE, {}, range(3), processes=2)) == [0, 1, 4]

@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith import data
 from tunesmith.config import recipe_from
-from tunesmith.data import databases, stage
+from tunesmith.data import databases
 from tunesmith.errors import (
     ConfigError,
     DataError,
@@ -21,6 +21,7 @@ from tunesmith.errors import (
     StorageError,
 )
 from tunesmith.store import MANIFEST, Artifact, Run
+from tunesmith.store.failpoints import arm
 
 
 def pairs(first, last):
@@ -292,23 +293,26 @@ def test_a_disk_that_refuses_the_copy_is_a_storage_error(lines, tmp_path, monkey
     assert list((tmp_path / "x").rglob("*.part")) == []
 
 
-def test_an_interrupt_seals_nothing(lines, tmp_path, monkeypatch):
+def test_an_interrupt_while_rows_are_written_seals_nothing(lines, tmp_path):
     recipe = recipe_from({"data": files(train=lines("a.jsonl", pairs(0, 20)))})
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage.databases, "copy_databases", interrupted)
-    with pytest.raises(InterruptedRun):  # noqa: SIM117
-        with Run.open(tmp_path / "x", "data", inputs={}, parents=data.sources(recipe)) as at:
+    arm("data-write=term")
+    try:
+        with (
+            Run.open(tmp_path / "x", "data", inputs={}, parents=data.sources(recipe)) as at,
+            pytest.raises(InterruptedRun),
+        ):
             data.run(recipe, at)
+    finally:
+        arm("")
     assert not (tmp_path / "x" / MANIFEST).exists()
+    assert not list((tmp_path / "x").rglob("*.part"))
 
 
-def test_the_stage_imports_no_torch():
+@pytest.mark.parametrize("heavy", ["torch", "transformers", "numpy", "pyarrow"])
+def test_the_stage_is_imported_without_heavy_packages(heavy):
     import subprocess
 
-    code = "import sys, tunesmith.data; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = f"import sys, tunesmith.data; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -358,7 +362,7 @@ def test_every_changed_and_dropped_row_is_in_a_side_file_as_it_came(seal, lines,
     assert changed[1]["row"]["messages"][1]["content"] == "answer 5\u200b"
     assert changed[1]["to"]["messages"][1]["content"] == "answer 5"
     assert sum(result.rows.values()) + len(dropped) == 42
-    assert result.report["changed"] == {"normalize": 3}
+    assert result.report["changed"] == {"normalize": 2}
 
 
 def test_rows_in_any_script_are_found_again_when_they_are_dropped(seal, lines, rows_of):
@@ -418,3 +422,72 @@ def test_without_numpy_the_error_names_the_extra(seal, lines, monkeypatch):
     with pytest.raises(EnvironmentProblem, match="numpy") as caught:
         seal(files(train=lines("a.jsonl", pairs(0, 20))))
     assert "tunesmith[data]" in caught.value.fix
+
+
+def test_rows_with_half_of_a_surrogate_pair_beside_the_text_are_sealed_as_they_came(seal, lines):
+    half = {"note": "\ud800", "\udfff name": 1}
+    rows = [{"prompt": f"what is {n}?", "completion": f"{n} \u200b", **half} for n in range(60)]
+    path = lines("a.jsonl", rows)
+    source = {"kind": "files", "train": str(path)}
+    found = seal({"source": source, "require": {"note": "\ud800"}, "clean": {"normalize": True}})
+    for name in found.artifact.files:
+        found.artifact.path(name).read_text(encoding="utf-8")
+    assert "\udfff name" in found.artifact.read_json("report.json")["meta_fields"]
+    sealed = found.artifact.path("train.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert all(json.loads(line)["meta"] == half for line in sealed)
+
+
+def test_what_is_said_of_changed_rows_is_what_their_side_file_holds(seal, lines):
+    rows = [{"prompt": f"what is {n // 2}?", "completion": f"{n // 2} \u200b"} for n in range(120)]
+    source = {"kind": "files", "train": str(lines("a.jsonl", rows))}
+    found = seal({"source": source, "clean": {"normalize": True, "exact": "drop"}})
+    n_changed = len(found.artifact.path("changed.jsonl").read_text().split("\n")) - 1
+    assert found.report["changed"] == {"normalize": n_changed} == {"normalize": 60}
+
+
+def test_a_file_that_stands_twice_in_a_split_is_refused(seal, lines, tmp_path):
+    path = lines("a.jsonl", [{"prompt": f"q {n}", "completion": "a"} for n in range(60)])
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for second in (path, path.parent / "a*.jsonl", tmp_path / "link.jsonl"):
+        source = {"kind": "files", "train": [str(path), str(second)]}
+        with pytest.raises(
+            ConfigError, match=r"data\.source\.train means a file twice: .*a\.jsonl"
+        ):
+            seal({"source": source})
+
+
+def test_every_faulty_row_of_a_list_on_one_line_counts(seal, tmp_path):
+    rows = [{"prompt": f"q {n}", "completion": "I'm sorry, but I cannot help."} for n in range(60)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = seal(files(train=tmp_path / "a.json"))
+    (refusals,) = [r for r in found.report["score"]["reasons"] if r["check"] == "refusal"]
+    assert (refusals["rows"], refusals["share"]) == (60, 1.0)
+
+
+def test_a_file_that_came_into_a_folder_after_the_run_began_is_refused(lines, tmp_path):
+    (tmp_path / "rows").mkdir()
+    lines("rows/a.jsonl", pairs(0, 60))
+    recipe = recipe_from({"data": files(train=tmp_path / "rows")})
+    with Run.open(tmp_path / "x", "data", inputs={}, parents=data.sources(recipe)) as at:
+        lines("rows/b.jsonl", pairs(60, 70))
+        with pytest.raises(DataError, match=r"b\.jsonl was not among"):
+            data.run(recipe, at)
+
+
+def test_a_folder_that_was_there_stays_when_the_build_is_refused(lines, tmp_path):
+    path, place = lines("a.jsonl", [{"prompt": "q", "completion": ""}]), tmp_path / "mine"
+    place.mkdir()
+    before = place.stat().st_ino
+    with pytest.raises(DataError):
+        data.build(recipe_from({"data": files(train=path)}), place)
+    assert (place.stat().st_ino, list(place.iterdir())) == (before, [])
+
+
+def test_a_benchmark_that_changed_since_the_run_began_is_refused(lines, tmp_path):
+    held = lines("held.jsonl", pairs(100, 110))
+    section = {**files(train=lines("a.jsonl", pairs(0, 60))), "clean": {"against": str(held)}}
+    recipe = recipe_from({"data": section})
+    with Run.open(tmp_path / "x", "data", inputs={}, parents=data.sources(recipe)) as at:
+        lines("held.jsonl", pairs(100, 111))
+        with pytest.raises(DataError, match=r"held\.jsonl changed while it was read"):
+            data.run(recipe, at)

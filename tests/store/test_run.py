@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import textwrap
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.errors import BusyError, MissingError, StorageError, UsedDirectoryError
-from tunesmith.store import Artifact, Run, write_atomically, writing
+from tunesmith.store import Artifact, Run, sha256_of_json, write_atomically, writing
 
 CRASHES = """
 import os, signal, sys
@@ -293,3 +295,27 @@ def test_what_is_written_is_what_is_read(tmp_path, content):
     write_atomically(path, content)
     expected = content.encode() if isinstance(content, str) else content
     assert path.read_bytes() == expected
+
+
+def test_a_place_that_no_folder_can_be_made_in_is_a_storage_error(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for place in (Path("/proc/x/y"), tmp_path / ("x" * 300), loop / "x"):
+        with pytest.raises(StorageError, match="cannot write") as caught, open_run(place):
+            pytest.fail("it was opened")
+        assert caught.value.why
+
+
+def test_a_missing_file_elsewhere_is_no_storage_error(tmp_path):
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "a/b") as half:
+        half.write_text((tmp_path / "elsewhere/source").read_text())
+    with pytest.raises(StorageError, match="removed meanwhile"), writing(tmp_path / "c/d") as half:
+        half.parent.rmdir()
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape_in_json(tmp_path):
+    half = {"name \ud800": 1}
+    with open_run(tmp_path / "run") as at:
+        path = at.write_json("a.json", half)
+    assert json.loads(path.read_text(encoding="utf-8")) == half
+    assert sha256_of_json(half) != sha256_of_json({"name \\ud800": 1})

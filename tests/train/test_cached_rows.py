@@ -97,6 +97,8 @@ def test_each_part_of_the_key_changes_with_what_it_stands_for(tmp_path, renderer
     assert changed(**key_parts(path, template, **limits)) == {"template"}
     prompts = Other(renderer, fingerprint="other")
     assert changed(**key_parts(path, prompts, **limits)) == {"rendered probes"}
+    spelled = Other(renderer, control_tokens=(*renderer.control_tokens, "<tool>"))
+    assert changed(**key_parts(path, spelled, **limits)) == {"control tokens"}
     monkeypatch.setattr("tunesmith.train.rows.MASK_POLICY", "everything")
     assert changed(**key_parts(path, renderer, **limits)) == {"mask policy"}
     monkeypatch.undo()

@@ -19,14 +19,14 @@ __all__ = ["init"]
     "examples",
     default="examples.jsonl",
     metavar="FILE",
-    help="Your JSONL file, relative to where you are; the recipe will name it.",
+    help="Your examples, relative to where you are; the recipe will name the file.",
 )
 @click.option("--name", default="my-model", help="Name of the folder for the artifacts.")
 def init(path: Path, examples: str, name: str) -> None:
     """Write a commented recipe for your own examples.
 
-    PATH (default: recipe.yaml) is never overwritten. The examples are JSONL: chat messages,
-    instruction/input/output, or prompt/completion.
+    PATH (default: recipe.yaml) is never overwritten. The examples are a file of any form that
+    `tunesmith data inspect` reads: JSONL, JSON, CSV, TSV, Parquet, text or Markdown.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def init(path: Path, examples: str, name: str) -> None:
         path.unlink()
         raise
     note(f"wrote {path}")
-    if not Path(examples).is_file():
+    if not Path(examples).exists():
         note(f"{examples} is not there yet: put your examples into it")
     click.echo(f"next: tunesmith run {path} --dry-run   then: tunesmith run {path}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name -> where it is, and its one line of help: `--help` needs no command's imports."""
 
+COMPLETE = "_TUNESMITH_COMPLETE"
+"""Environment variable by which a shell asks for completions, as click has it."""
 BUG = 70
 BROKEN_PIPE = 141
 INTERRUPTED = 130
@@ -100,6 +103,10 @@ def _door(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> int:
+    if COMPLETE in os.environ:
+        from tunesmith.cli.completion import offer_files
+
+        offer_files()
     try:
         code = commands.main(args=args, prog_name="tunesmith", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -43,12 +43,15 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line on stderr, so that stdout stays for results; nothing when nobody reads it any more."""
-    try:
-        click.echo(text, err=True)
-    except BrokenPipeError:
-        from tunesmith.telemetry import point_nowhere
+    """A line on stderr, so that stdout stays for results; nothing when nobody reads it any more.
 
+    What would steer a terminal is spelled out: names of files and fields stand in notes.
+    """
+    from tunesmith.telemetry import point_nowhere, visible
+
+    try:
+        click.echo(visible(text), err=True)
+    except BrokenPipeError:
         point_nowhere(sys.stderr)
 
 

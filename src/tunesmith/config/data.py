@@ -141,11 +141,15 @@ FormName = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "txt", "mar
 class CleanConfig(Settings):
     """What is dropped from the rows and changed in them, each time with a line in a side file. Nothing unless asked."""
 
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    """What to do with rows that cannot be read (no JSON, a field missing or empty, another schema): refuse the files
+    and name all of them, or leave them out. A file of which more than half are so is refused all the same."""
     exact: Literal["keep", "drop"] = "keep"
     """`drop` leaves out rows whose conversation is that of an earlier row, character by character."""
     near: Literal["keep", "drop"] = "keep"
     """`drop` leaves out rows that say what an earlier row says but for case, typing errors, word order, small words, a
-    synonym or an added sentence, and whose answers agree as well; numbers, quoted values and names never differ."""
+    synonym or an added sentence, and whose answers agree as well; in texts of up to 100 words numbers, quoted values
+    and names never differ."""
     near_threshold: float = Field(0.7, ge=0.5, le=1)
     """Jaccard similarity of words and word pairs from which texts of more than twelve telling words are near. Lower
     drops more."""
@@ -227,7 +231,7 @@ class FieldMapping(Settings):
 
 
 class CheckConfig(Settings):
-    """What `tunesmith data check` looks for, beside what it always does."""
+    """What `tunesmith data check` and each build look for, beside what they always do."""
 
     domain: Literal["auto", "none", "sql", "python", "json"] = "auto"
     """What the answers are. `auto`: told for each task from the first rows; `none`: no domain is checked."""
@@ -242,7 +246,7 @@ class CheckConfig(Settings):
     """Codes of the languages that rows may have, such as `[en, de]`; the main language of the rows when empty."""
     token_rows: int = Field(20_000, ge=100)
     """Rows that are measured in tokens; of more rows about so many are drawn, and every row that could be too long is
-    measured as well. A row takes about a millisecond."""
+    measured as well. A row takes about a millisecond. Only `tunesmith data check` measures rows, no build does."""
     min_rows: int = Field(1_000, ge=1)
     """Rows that a task of generation wants; fewer make the dataset yellow, fewer than 100 red."""
     min_class_rows: int = Field(100, ge=1)

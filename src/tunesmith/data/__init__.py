@@ -38,7 +38,7 @@ _LATER = {
 """Name -> module that has it, imported at first use."""
 
 
-_MODULES = ("make", "samples")
+_MODULES = ("annotate", "check", "clean", "grow", "look", "make", "samples")
 """Modules of their own: `data.make.make_sql(...)`, `data.samples.load_sample(...)`."""
 
 

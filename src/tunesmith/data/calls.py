@@ -36,14 +36,26 @@ def build(
     folder = Path(place)
     inputs = {"seed": recipe.seed, "data": recipe.model_dump(mode="json")["data"]}
     parents = sources(recipe)
+    was_there = folder.is_dir()
     with Run.open(folder, "data", inputs=inputs, parents=parents, resume=resume) as at:
         try:
             return run(recipe, at, processes=processes)
         except (DataError, ConfigError):
             # What is mended is another input, which could not use this folder.
             if all(path.is_dir() or path.name in _CLAIM for path in folder.rglob("*")):
-                shutil.rmtree(folder)
+                _empty(folder)
+                if not was_there:
+                    folder.rmdir()
             raise
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a run claimed its folder by; the folder itself may be the user's, or a disk of its own."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def split_files(

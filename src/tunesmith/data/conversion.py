@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, Told, from_row, tell, to_row
 from tunesmith.data.schemas.slices import object_of
 from tunesmith.data.schemas.told import schema_named
-from tunesmith.data.tables import FORMS, TABLES, Columns, form_of, write_rows
+from tunesmith.data.tables import FORMS, TABLES, Columns, form_of, unfit_for_table, write_rows
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.registry import nearest
 from tunesmith.store import storage_errors, writing
+
+if TYPE_CHECKING:
+    from tunesmith.data.read import Source
 
 __all__ = ["STANDARD", "Conversion", "Loss", "Target", "convert"]
 
 STANDARD = "-"
 """Stands for stdin and stdout."""
+_LONG_BYTES = 8_000_000
 _FIX = "mend the lines named, or say what they are: --from SCHEMA, --field prompt=NAME --field completion=NAME"
 
 
@@ -131,7 +136,8 @@ def convert(
         StorageError: the disk refuses.
     """
     schema_named(target.schema)
-    if target.rest and target.rest in (target.out, STANDARD):
+    same = os.path.realpath(target.rest) == os.path.realpath(target.out)
+    if target.rest and (same or target.rest == STANDARD):
         raise ConfigError(
             f"--rest {target.rest} is where the converted rows go",
             fix="name another file for the rows that the schema cannot hold",
@@ -171,38 +177,46 @@ class _Work:
         from tunesmith.data.read import expand, open_source
 
         named = [str(file) for file in files]
-        paths = [p for one in named for p in ([one] if one == STANDARD else expand([one]))]
-        for path in paths:
-            source = open_source(path, form=form)
-            rows = source.rows(self.problems)
-            head = list(islice(rows, HEAD_ROWS))
-            told = tell(head, self.options)
-            n_before = self.made.read
-            if head and not told.schema:
-                self.problems.add(str(path), told.why)
-            for raw in chain(head, rows):
-                self.made.read += 1
-                if told.schema:
-                    self._take(raw, told)
-            facts = {
-                "path": str(path),
-                "schema": told.schema,
-                "why": told.why,
-                "mapping": dict(told.mapping),
-            }
-            self.made.files.append({**facts, "rows": self.made.read - n_before})
+        paths = [p for one in named for p in ([Path(one)] if one == STANDARD else expand([one]))]
+        with _bar(paths) as advance:
+            for path in paths:
+                self._take_file(open_source(path, form=form), advance())
+
+    def _take_file(self, source: Source, advance: Callable[[int], None]) -> None:
+        rows = source.rows(self.problems)
+        head = list(islice(rows, HEAD_ROWS))
+        told = tell(head, self.options)
+        if head and not told.schema:
+            self.problems.add(source.name, told.why)
+        n_rows = 0
+        for n_rows, raw in enumerate(chain(head, rows), start=1):
+            if told.schema:
+                self._take(raw, told)
+            if n_rows % HEAD_ROWS == 0:
+                advance(source.n_bytes)
+        advance(source.n_bytes)
+        self.made.read += n_rows
+        facts = {
+            "path": str(source.path),
+            "schema": told.schema,
+            "why": told.why,
+            "mapping": dict(told.mapping),
+        }
+        self.made.files.append({**facts, "rows": n_rows})
 
     def _take(self, raw: RawRow, told: Told) -> None:
         row = to_row(raw, told, self.options, self.problems)
         if row is None:
             return
         written = from_row(row, self.target.schema)
-        if written.refused:
-            self._leave(raw, row, written.refused)
+        is_table = self.made.form in TABLES
+        refused = written.refused or (unfit_for_table(written.text) if is_table else "")
+        if refused:
+            self._leave(raw, row, refused)
             return
         for what in written.lost:
             self._lose(what, row.where, raw)
-        if self.made.form in TABLES:
+        if is_table:
             self.columns.see(written.text, row.where)
         self.spool.write(written.text.encode() + b"\n")
         self.made.written += 1
@@ -230,8 +244,8 @@ class _Work:
         self.problems.raise_any(_FIX)
         if self.unheld.n_problems:
             self.unheld.raise_any(
-                f"choose another schema than {self.target.schema}, or name a file for these rows "
-                "(--rest FILE)"
+                f"choose another schema than {self.target.schema}, JSON lines where a table cannot hold "
+                "them, or name a file for these rows (--rest FILE)"
             )
         for what, seen in self.columns.lost(self.made.form).items():
             self.made.lost[what] = Loss(seen.rows, seen.first, "")
@@ -251,6 +265,24 @@ class _Work:
         self.spool.seek(0)
         for line in self.spool:
             yield line[:-1].decode()
+
+
+@contextmanager
+def _bar(paths: Sequence[Path]) -> Iterator[Callable[[], Callable[[int], None]]]:
+    """A bar on stderr when there is much to read. Call it for each file, and that with its bytes read so far."""
+    from tunesmith.telemetry import progress
+
+    n_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+    if n_bytes < _LONG_BYTES:
+        yield lambda: lambda _n_bytes: None
+        return
+    with progress("converting", n_bytes // 1_000, unit="kB") as bar:
+
+        def of_file() -> Callable[[int], None]:
+            before = bar.done
+            return lambda n: bar.advance(min(before + n // 1_000, bar.total) - bar.done)
+
+        yield of_file
 
 
 def _write(work: _Work, target: Target) -> None:

@@ -17,9 +17,10 @@ from tunesmith.data.plan import DataPlan
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import open_source
 from tunesmith.data.rows import RawRow, Row
-from tunesmith.data.schemas import HEAD_ROWS, Options, Told, tell, to_row
+from tunesmith.data.schemas import HEAD_ROWS, SCHEMAS, Options, Told, tell, to_row
 from tunesmith.data.split import SPLITS
 from tunesmith.data.spool import Digest, Spool, numpy
+from tunesmith.data.unreadable import Unread, fix_for
 from tunesmith.telemetry import progress
 
 __all__ = ["FIX", "FileFound", "Gathered", "gather", "read_files"]
@@ -43,6 +44,7 @@ class FileFound:
     n_read: int = 0
     n_rows: int = 0
     kinds: set[str] = field(default_factory=set)
+    unread: Unread = field(default_factory=Unread)
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Gathered:
     problems: Problems = field(default_factory=Problems)
     counts: Counter[str] = field(default_factory=Counter)
     meta_fields: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
     checker: Checker = field(default_factory=lambda: Checker(CheckOptions()))
     tally: Tally = field(default_factory=Tally)
 
@@ -104,7 +107,10 @@ def gather(
         if taken.counts["rows"] >= _MANY:
             bar.print(f"data: {taken.counts['rows']:,} rows are read and are compared now")
     _refuse_mixed_kinds(taken)
-    taken.problems.raise_any(FIX)
+    _refuse_idle_fields(plan.options, taken)
+    for file in taken.files:
+        file.unread.refuse_most(str(file.path), taken.problems)
+    taken.problems.raise_any(fix_for((file.unread for file in taken.files), FIX))
     for one in taken.checker.closing():
         taken.tally.add(one)
         spool.add_side("findings", finding_line(one))
@@ -175,14 +181,31 @@ def _add(found: Digest, taken: Gathered, spool: Spool) -> None:
     file.n_read += found.counts["read"]
     file.n_rows += found.counts["rows"]
     file.kinds |= found.kinds
+    file.unread.merge(found.unread)
     taken.problems.merge(found.problems)
     taken.counts += found.counts
     taken.meta_fields |= found.meta_fields
+    taken.named |= found.named
     if found.checker is not None and found.tally is not None:
         taken.checker.merge(found.checker)
         add_tally(taken.tally, found.tally)
     if not taken.problems.n_problems:  # Nothing will be sealed otherwise.
         spool.add(found)
+
+
+def _refuse_idle_fields(asked: Options, taken: Gathered) -> None:
+    """A field that is mapped and has no effect, as when its name is misspelled, would not be missed."""
+    told = [file.told for file in taken.files]
+    if not all(one.schema for one in told):
+        return  # Why no schema fits is said of the file.
+    schemas = dict.fromkeys(name for one in told for name in (one.schema, *one.others) if name)
+    for use, name in asked.mapping.items():
+        key = f"data.fields.{use}"
+        if not any(use in SCHEMAS[schema].uses for schema in schemas):
+            read = " and ".join(schemas)
+            taken.problems.add(key, f"rows that are read as {read} have no place for it")
+        elif name not in taken.named:
+            taken.problems.add(key, f"no row has a field {name!r}")
 
 
 def _refuse_mixed_kinds(taken: Gathered) -> None:

@@ -17,12 +17,13 @@ from tunesmith.data.clean.plan import CleanPlan, Decision
 from tunesmith.data.clean.sets import exact_key
 from tunesmith.data.databases import check_row
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import Chunk, parse_chunk
-from tunesmith.data.rows import RawRow, Row
-from tunesmith.data.schemas import Options, Told, to_row
+from tunesmith.data.read import Chunk, parse_each
+from tunesmith.data.rows import BadRow, RawRow, Row
+from tunesmith.data.schemas import Options, Told, read_row
 from tunesmith.data.similar import Said, said, sketch
 from tunesmith.data.split import hash64, prompt_text, template_of
 from tunesmith.data.spool import FACTS, Digest, numpy
+from tunesmith.data.unreadable import RULE
 from tunesmith.store import reach
 
 __all__ = ["Intake", "Piece", "add_tally", "digest", "finding_line", "side_line"]
@@ -80,9 +81,7 @@ def digest(intake: Intake, piece: Piece) -> Digest:
     """Parse, check and clean a chunk's rows, and note what the later decisions need of each."""
     reach("data-chunk")
     taken = _Taking(intake, piece)
-    rows, problems = parse_chunk(piece.chunk)
-    taken.problems.merge(problems)
-    for raw in rows:
+    for raw in parse_each(piece.chunk, taken.problems):
         taken.take(raw)
     return taken.digest()
 
@@ -145,12 +144,19 @@ class _Taking:
         self._tally = Tally()
         self._found = Digest(piece.file, n_bytes, b"", nothing, problems=self.problems)
 
-    def take(self, raw: RawRow) -> None:
+    def take(self, raw: RawRow | BadRow) -> None:
         """Read one row, and keep it, drop it or note what is wrong with it."""
         found = self._found
         found.counts["read"] += 1
-        row = to_row(raw, self.piece.told, self.intake.options, self.problems)
-        if row is None:
+        if isinstance(raw, BadRow):
+            self._leave_out(raw)
+            return
+        found.named.update(
+            name for name in self.intake.options.mapping.values() if name in raw.fields
+        )
+        row = read_row(raw, self.piece.told, self.intake.options)
+        if isinstance(row, BadRow):
+            self._leave_out(row)
             return
         found.counts["rows"] += 1
         row = self._with_part(row)
@@ -177,6 +183,7 @@ class _Taking:
             found.sketches = sketch(self._said)
         found.changed, found.before = self._changed, b"".join(self._before)
         found.checker, found.tally = self._checker, self._tally
+        found.unread.n_all = found.counts["read"]
         found.sides = {name: b"".join(lines) for name, lines in self._sides.items()}
         return found
 
@@ -246,8 +253,20 @@ class _Taking:
 
     def _shown(self, row: Row) -> str:
         """A row as side files may hold it: what is private is masked there too, since they are sealed."""
-        privacy = self.intake.clean.privacy
-        return row.text if privacy is None else privacy.row(row).row.text
+        return row.text if self._cleaner is None else self._cleaner.shown(row)
+
+    def _leave_out(self, bad: BadRow) -> None:
+        """Drop a row that cannot be read, or note what is wrong with it."""
+        clean = self.intake.clean
+        reason = self._found.unread.take(bad, self.problems, drop=clean.drop_unreadable)
+        if reason:
+            self._found.counts[RULE] += 1
+            text = bad.text
+            if clean.privacy is not None:
+                # Reasons quote values; both at once, so that equal values get equal stand-ins.
+                said, text = clean.privacy.text(f"{json.dumps(reason)}\n{text}").split("\n")
+                reason = json.loads(said)
+            self._side("dropped", side_line(bad.where, RULE, reason, text))
 
     def _drop(self, row: Row, rule: str, reason: str) -> None:
         self._found.counts[rule] += 1
@@ -276,7 +295,7 @@ class _Taking:
         if seconds is None and self.problems.n_problems == n_before:
             self.problems.add(
                 row.where,
-                f"{name}: {value!r} is neither ISO 8601 (2026-03-01T12:00:00Z) nor seconds since 1970",
+                f"{name}: {repr(value)[:60]} is neither ISO 8601 (2026-03-01T12:00:00Z) nor seconds since 1970",
             )
         return seconds or 0.0
 

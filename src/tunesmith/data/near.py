@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Literal
 
 from tunesmith.data.rows import Row
-from tunesmith.data.wording import Wording, folded, is_code, same_word, symbols_of, wording
+from tunesmith.data.wording import (
+    Wording,
+    folded,
+    is_code,
+    is_unspaced,
+    same_word,
+    symbols_of,
+    wording,
+)
 
 __all__ = [
     "DOCUMENT_WORDS",
@@ -239,6 +247,9 @@ def likeness(one: Wording, other: Wording, threshold: float = THRESHOLD) -> Like
     extra, missing = _differing(one, other)
     if not extra and not missing:
         return Likeness.SAME if _same_turns(one, other) else Likeness.NONE
+    if _has_unspaced(extra) and _has_unspaced(missing) and not _are_documents(one, other):
+        # Each character is a part of a word there, and nothing tells a name: 東京 is not 大阪.
+        return Likeness.NONE
     is_long = min(len(one.words), len(other.words)) > LONG_WORDS
     if _is_added(one, other, extra, missing) or (is_long and jaccard(one, other) >= threshold):
         return Likeness.MOST
@@ -253,8 +264,15 @@ def _say_the_same(one: Wording, other: Wording) -> bool:
 
 
 def _guards_allow(one: Wording, other: Wording) -> bool:
-    is_document = min(len(one.tokens), len(other.tokens)) > DOCUMENT_WORDS
-    return is_document or one.guarded == other.guarded
+    return _are_documents(one, other) or one.guarded == other.guarded
+
+
+def _are_documents(one: Wording, other: Wording) -> bool:
+    return min(len(one.tokens), len(other.tokens)) > DOCUMENT_WORDS
+
+
+def _has_unspaced(words: Sequence[str]) -> bool:
+    return any(map(is_unspaced, words))
 
 
 def jaccard(one: Wording, other: Wording) -> float:
@@ -290,10 +308,10 @@ def _no_slips(words: list[str], own: Wording, other: Wording) -> list[str]:
 def _same_turns(one: Wording, other: Wording) -> bool:
     """Whether what follows "from", "to" and the like is the same, where both have these words."""
     shared = {turn for turn, _ in one.bound} & {turn for turn, _ in other.bound}
-    mine = [pair for pair in one.bound if pair[0] in shared]
-    theirs = [pair for pair in other.bound if pair[0] in shared]
-    return all(_has_bound(pair, theirs) for pair in mine) and all(
-        _has_bound(pair, mine) for pair in theirs
+    mine = {pair for pair in one.bound if pair[0] in shared}
+    theirs = {pair for pair in other.bound if pair[0] in shared}
+    return all(_has_bound(pair, theirs) for pair in mine - theirs) and all(
+        _has_bound(pair, mine) for pair in theirs - mine
     )
 
 

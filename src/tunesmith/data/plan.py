@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from tunesmith.data.read import expand
 from tunesmith.data.samples import load_sample
 from tunesmith.data.schemas import Options, options_of
 from tunesmith.data.split import SPLITS
-from tunesmith.errors import MissingError, listed
+from tunesmith.errors import ConfigError, MissingError, listed
 from tunesmith.store import Parent
 
 __all__ = ["DataPlan", "HoldOut", "RowFile", "plan_data", "sources"]
@@ -76,6 +77,7 @@ class DataPlan:
 
     Attributes:
         source: "files", "mix" or the sample's name, for reports.
+        seed: of all draws.
         files: all files with rows, those of a split in their order, training first.
         databases: name -> SQLite file.
         scripts: name -> SQL script that makes a database.
@@ -86,6 +88,7 @@ class DataPlan:
         limits: split -> most rows.
         on_overlap: what to do with prompts that stand in two splits; None where that cannot be.
         on_near_overlap: the same for nearly equal prompts.
+        near_similarity: Jaccard similarity from which longer prompts are nearly equal.
         clean: rules that drop and change rows.
         check: what the checks look for.
         check_files: files that the checks read beside the rows.
@@ -125,7 +128,7 @@ def plan_data(recipe: Recipe) -> DataPlan:
     """Read all that the stage will use.
 
     Raises:
-        ConfigError: a key is set that would have no effect.
+        ConfigError: a key is set that would have no effect, or a file stands twice in one split.
         MissingError: a folder or pattern stands for no file.
     """
     source = recipe.data.source
@@ -211,10 +214,33 @@ def _row_files(source: FilesSource | MixSource) -> Iterable[RowFile]:
     """All files with rows: training files first, then those of the other splits."""
     if isinstance(source, MixSource):
         for part, paths in source.parts.items():
-            yield from (RowFile(path, "train", part) for path in expand(paths, split="train"))
+            found = _once(expand(paths, split="train"), f"data.source.parts.{part}")
+            yield from (RowFile(path, "train", part) for path in found)
     for split in SPLITS[isinstance(source, MixSource) :]:
         paths = getattr(source, split)
-        yield from (RowFile(path, split) for path in expand(paths, split=split))
+        found = _once(expand(paths, split=split), f"data.source.{split}")
+        yield from (RowFile(path, split) for path in found)
+
+
+def _once(paths: Sequence[Path], key: str) -> Sequence[Path]:
+    """The files, unless one stands there twice: its rows would too.
+
+    Raises:
+        ConfigError: names them.
+    """
+    seen: dict[str, Path] = {}
+    again: list[str] = []
+    for path in paths:
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            again.append(f"{path}" if path == first else f"{path}, which is {first}")
+    if again:
+        raise ConfigError(
+            f"{key} means a file twice: {'; '.join(again)}",
+            why="each of its rows would stand in the dataset twice",
+            fix="name it once, alone or by a pattern or folder; rows are weighted by a mix",
+        )
+    return paths
 
 
 def _held_out(recipe: Recipe, source: FilesSource | MixSource) -> HoldOut:
@@ -270,7 +296,8 @@ def _clean(config: DataConfig) -> CleanPlan:
 def _check(recipe: Recipe) -> CheckOptions:
     """What the checks look for; not for duplicates where they are dropped after the rows were checked."""
     asked = CheckOptions.of(recipe)
-    drops = recipe.data.clean.exact == "drop"
+    clean = recipe.data.clean
+    drops = "drop" in (clean.exact, clean.near)
     return replace(asked, allow=asked.allow | {"duplicate"}) if drops else asked
 
 

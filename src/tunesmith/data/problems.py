@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunesmith.errors import DataError, listed
 
-__all__ = ["Problems"]
+__all__ = ["OfRow", "Problems"]
 
 
 class Problems:
@@ -39,3 +39,12 @@ class Problems:
         noun = "problem" if self.n_problems == 1 else "problems"
         text = listed(self.lines, limit=self.SHOWN) + (f"\n  ... and {more} more" if more else "")
         raise DataError(f"{self.n_problems} {noun} in the data:\n{text}", fix=fix)
+
+
+class OfRow(Problems):
+    """What is wrong with one row; all of it is kept, without the row's place."""
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem."""
+        self.n_problems += 1
+        self.lines.append(what)

@@ -103,5 +103,8 @@ def _file_facts(file: FileFound) -> dict[str, Any]:
         "sha256": file.sha256,
         "form": file.form,
         "schema": file.told.schema,
+        "mapping": dict(file.told.mapping),
+        "why": file.told.why,
         "rows": file.n_rows,
+        "unreadable": file.unread.n_rows,
     }

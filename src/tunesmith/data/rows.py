@@ -6,11 +6,12 @@ written as the line that it carries, so nothing is encoded a second time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["KINDS", "Field", "Kind", "RawRow", "Row"]
+__all__ = ["KINDS", "BadRow", "Field", "Kind", "RawRow", "Row", "bad_text"]
 
 Kind = Literal["chat", "pair", "feedback", "problem", "text"]
 KINDS: tuple[Kind, ...] = ("chat", "pair", "feedback", "problem", "text")
@@ -32,6 +33,44 @@ class RawRow:
     file: str
     line: int
     fields: dict[str, Field]
+
+    @property
+    def where(self) -> str:
+        """ "file:line", for messages."""
+        return f"{self.file}:{self.line}"
+
+    @property
+    def text(self) -> str:
+        """The row as one line of JSON, each key and value as it stands in the file."""
+        return f"{{{', '.join(f'{one.raw_key}: {one.raw}' for one in self.fields.values())}}}"
+
+
+_SHOWN = 10_000
+
+
+def bad_text(text: str) -> str:
+    """Text that is no row as a JSON object `{"raw": TEXT}`; of long text the begin, and how many characters follow."""
+    held: dict[str, Any] = {"raw": text[:_SHOWN]}
+    if len(text) > _SHOWN:
+        held["cut_characters"] = len(text) - _SHOWN
+    return json.dumps(held, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """One row of a file that cannot be read; what it costs is this row alone.
+
+    Attributes:
+        file, line: as of a `RawRow`.
+        what: what is wrong with it, at least one.
+        text: what stands there as a JSON object: the row itself where it is one, else as `bad_text` has it. Empty
+            where it cannot be shown (too long, damaged): such a row is not left out, its file is refused.
+    """
+
+    file: str
+    line: int
+    what: tuple[str, ...]
+    text: str
 
     @property
     def where(self) -> str:

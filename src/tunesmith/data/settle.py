@@ -123,6 +123,9 @@ def settle(plan: DataPlan, spool: Spool, benchmark: Sequence[Row] = ()) -> Settl
     _limit(settled, plan)
     if plan.mix is not None:
         _mix(settled, plan, spool)
+    # What is said of leaks is said of the rows that stay.
+    gone = settled.dropped
+    settled.near = [k for k in settled.near if k.row not in gone and k.held_out not in gone]
     refuse_empty(settled, plan, SPLITS)
     return settled
 

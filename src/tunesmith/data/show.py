@@ -220,7 +220,8 @@ def _opened(place: str | Path, recipe: Recipe | None, split: str) -> Place:
             why=f"it has no {MANIFEST}",
             fix="name the folder of a finished data stage, or one file with rows",
         )
-    opened = open_place(place, options_of(recipe.data if recipe else DataConfig()))
+    data = recipe.data if recipe else DataConfig()
+    opened = open_place(place, options_of(data), data.form)
     if opened.splits != (RAW,) and split not in opened.splits:
         raise MissingError(
             f"{path} has no split {split!r}{nearest(split, opened.splits)}",

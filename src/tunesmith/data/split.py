@@ -1,7 +1,7 @@
 """Rows to train, validation and test: what may not be parted stays on one side.
 
-All of it works on numbers of rows (`spool.FACTS`), not on the rows. Choices depend on the seed and on what the rows
-hold, not on their order.
+All of it works on numbers of rows (`spool.FACTS`), not on the rows. Which rows are held out depends on the seed and on
+what the rows hold, not on their order; which are drawn for a limit or a mix depends on the seed and on their order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ SPLITS = ("train", "validation", "test")
 LEFT_OUT = 255
 """Number of the split of rows that are in none; the others are places in `SPLITS`."""
 
-_QUOTED = re.compile(r"""(["'`])(?:(?!\1).)*\1|“[^”]*”|‘[^’]*’|«[^»]*»|„[^“”]*[“”]""", re.DOTALL)
+_QUOTED = re.compile(
+    r"""(["'`])(?:(?!\1).)*\1|“[^“”]*”|‘[^‘’]*’|«[^«»]*»|„[^„“”]*[“”]""", re.DOTALL
+)
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,:/-]\d+)*\s*%?")
 _NAME = re.compile(r"(?<![.!?:#\n]\s)(?<!^)\b[A-Z][\w'-]*(?:[ \t]+[A-Z][\w'-]*)*", re.MULTILINE)
 

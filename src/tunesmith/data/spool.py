@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import parse_sealed
+from tunesmith.data.unreadable import Unread
 from tunesmith.errors import EnvironmentProblem
 from tunesmith.store import Run, reach, storage_errors
 
@@ -74,13 +75,16 @@ class Digest:
         n_bytes: of the file, about; for the progress bar.
         rows: kept rows, one line of JSON each.
         facts: (rows,) of dtype `FACTS`.
-        sketches: (rows, permutations) MinHash signatures, when they are asked for.
+        sketches: (rows, `WIDTH`), as `sketch` makes them, when they are asked for.
         sides: file name -> lines for it: "dropped", "findings".
         changed: places of the kept rows that a rule changed.
         before: two lines for each of them: the row as it came; rule and reason as a JSON object.
         counts: what -> number of rows; always "read", and one for each rule that dropped rows.
+        problems: what is wrong with the file, or with rows where that refuses it.
+        unread: the rows that cannot be read.
         kinds: kinds of the rows.
         meta_fields: names of the kept rows' other fields.
+        named: those of the fields that the user mapped which stand in any row.
         checker: what the checks saw, to be merged in order.
         tally: their findings about single rows, counted.
     """
@@ -95,8 +99,10 @@ class Digest:
     before: bytes = b""
     counts: Counter[str] = field(default_factory=Counter)
     problems: Problems = field(default_factory=Problems)
+    unread: Unread = field(default_factory=Unread)
     kinds: set[str] = field(default_factory=set)
     meta_fields: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
     checker: Checker | None = None
     tally: Tally | None = None
 
@@ -109,7 +115,7 @@ class Spool:
     Attributes:
         names: the files' names, by their numbers.
         facts: (rows,) of dtype `FACTS`, after `close`.
-        sketches: (rows, permutations), mapped from the disk; None without any.
+        sketches: (rows, `WIDTH`), mapped from the disk; None without any.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -8,7 +8,7 @@ equal files, whatever the number of processes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from tunesmith.data.report import report_of
 from tunesmith.data.settle import Leak, Settled, settle, shown_prompt
 from tunesmith.data.split import LEFT_OUT, SPLITS
 from tunesmith.data.spool import Spool, spooling
-from tunesmith.errors import InterruptedRun
-from tunesmith.store import Artifact, Run, reach
+from tunesmith.errors import DataError, InterruptedRun
+from tunesmith.store import Artifact, Run, reach, sha256_of_file
 
 __all__ = ["SIDES", "DataResult", "read_files", "run"]
 
@@ -85,7 +85,9 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
     names = sorted([*plan.databases, *plan.scripts])
     with spooling(at) as spool:
         taken = gather(plan, hashes, spool, processes)
-        settled = settle(plan, spool, benchmark_rows(plan.clean.against, plan.options))
+        benchmark = benchmark_rows(plan.clean.against, plan.options)
+        _refuse_changed([*plan.clean.against, *plan.check_files], hashes)
+        settled = settle(plan, spool, benchmark)
         report = report_of(plan, taken, settled, spool)
         _write_rows(settled, spool, at)
     databases.copy_databases(plan.databases, hashes, at)
@@ -103,11 +105,26 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
 
 
 def _hashes(plan: DataPlan, at: Run) -> dict[Path, str]:
-    """The hash that each file had when the run was opened."""
+    """The hash that each file had when the run was opened.
+
+    Raises:
+        DataError: a file has come since, as into a folder that the recipe names.
+    """
     known = {parent.path: parent.sha256 for parent in at.parents if parent.kind == "file"}
     if missing := [path for path in plan.all_files if str(path) not in known]:
-        raise ValueError(f"open the run with sources(recipe) as its parents: {missing[0]}")
+        raise DataError(
+            f"{missing[0]} was not among the dataset's files when the run began",
+            why="a run is sealed with the hashes that its files have when it is opened",
+            fix="run again; in Python open the run with data.sources(recipe) as its parents",
+        )
     return {path: known[str(path)] for path in plan.all_files}
+
+
+def _refuse_changed(files: Sequence[Path], hashes: Mapping[Path, str]) -> None:
+    """Stop when a file that was read beside the rows is not the one that is sealed as a parent."""
+    for path in files:
+        if not path.is_file() or sha256_of_file(path) != hashes[path]:
+            raise databases.changed(path)
 
 
 def _write_rows(settled: Settled, spool: Spool, at: Run) -> None:

@@ -13,7 +13,7 @@ from tunesmith.data.rows import Field
 from tunesmith.data.schemas.slices import fields_of
 from tunesmith.errors import ConfigError, EnvironmentProblem
 
-__all__ = ["FORMS", "TABLES", "Columns", "form_of", "write_rows"]
+__all__ = ["FORMS", "TABLES", "Columns", "form_of", "unfit_for_table", "write_rows"]
 
 FORMS: Mapping[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".ndjson"),
@@ -33,6 +33,8 @@ TEXT, WHOLE, TRUTH, NUMBER, NULL, NESTED = (
     "list or object",
 )
 _BATCH_ROWS = 10_000
+_ESCAPED = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 def form_of(path: Path) -> str:
@@ -49,6 +51,19 @@ def form_of(path: Path) -> str:
         f"the name {path.name!r} does not say which form the file shall have",
         fix=f"add --form ({', '.join(FORMS)}), or use a name such as {path.stem}.jsonl",
     )
+
+
+def unfit_for_table(line: str) -> str:
+    """Why a table, which has no escapes, cannot hold a row; "" when it can."""
+    if not _ESCAPED.search(line):
+        return ""
+    for name, one in fields_of(line).items():
+        for text in (name, one.value):
+            found = _UNFIT.search(text) if isinstance(text, str) else None
+            if found is not None:
+                what = "a NUL character" if found[0] == "\0" else "half of a surrogate pair"
+                return f"{name!a}: {what}, which a table cannot hold; JSON lines can"
+    return ""
 
 
 @dataclass

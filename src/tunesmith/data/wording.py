@@ -13,15 +13,17 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-__all__ = ["Wording", "folded", "is_code", "same_word", "symbols_of", "wording"]
+__all__ = ["Wording", "folded", "is_code", "is_unspaced", "same_word", "symbols_of", "wording"]
 
+_UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 _TOKEN = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+    rf"{_UNSPACED}"
     r"|[A-Za-z][+#]+(?!\w)"
     r"|\d+(?:[.,:/-]\d+)*\w*"
     r"|\w+"
 )
 """Words; single characters in scripts that put no spaces between words; C++ and C#; numbers and dates whole."""
+_IS_UNSPACED = re.compile(_UNSPACED)
 _APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc](?=\w)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])|\n+")
 _QUOTED = re.compile(
@@ -31,7 +33,8 @@ _QUOTED = re.compile(
 _SPACE = re.compile(r"\s+")
 _CODE_SIGN = re.compile(r"[=<>{}|\\_]")
 _CODE = re.compile(r";\s*$|\w\(|::|->|\[\d*\]", re.MULTILINE)
-_QUERY = re.compile(r"\bselect\s.+\sfrom\s", re.IGNORECASE)
+# The first SELECT of a line alone: what does not follow it follows no later one.
+_QUERY = re.compile(r"^(?>.*?\bselect\s).+\sfrom\s", re.IGNORECASE | re.MULTILINE)
 _SYMBOL = re.compile(r"\w+|[^\w\s]")
 _SMALL_WORDS = """
     a an the this that these those it its i me my mine we us our ours you your yours im ive id youre
@@ -128,12 +131,14 @@ def wording(text: str) -> Wording:
     sentences: list[tuple[str, ...]] = []
     everything: list[str] = []
     telling: list[str] = []
+    n_negations = 0
     for sentence in _SENTENCE_END.split(plain):
         tokens = _TOKEN.findall(sentence)
         if not tokens:
             continue
         lowered = [token.casefold() for token in tokens]
-        sentences.append(_read_sentence(lowered, guarded, bound))
+        sentences.append(_read_sentence(lowered, guarded, bound, n_negations))
+        n_negations += sum(token in _NOT for token in lowered)
         everything += lowered
         if sentences[-1]:
             telling += lowered
@@ -161,15 +166,20 @@ def wording(text: str) -> Wording:
 
 
 def _read_sentence(
-    lowered: list[str], guarded: set[str], bound: set[tuple[str, str]]
+    lowered: list[str], guarded: set[str], bound: set[tuple[str, str]], n_negations: int
 ) -> tuple[str, ...]:
-    """The words of a sentence that count; what is guarded and bound goes to the two sets."""
+    """The words of a sentence that count; what is guarded and bound goes to the two sets.
+
+    Args:
+        n_negations: of the sentences before.
+    """
     words = []
     turn = ""
     for token in lowered:
         if token in _NOT:
             # Twice "not" is not once "not".
-            guarded.add(f"{_NEGATION}{sum(mark.startswith(_NEGATION) for mark in guarded)}")
+            guarded.add(f"{_NEGATION}{n_negations}")
+            n_negations += 1
         elif token in _SMALL:
             turn = token if token in _TURNS else turn
             if token == "from":
@@ -212,6 +222,11 @@ def _stem(word: str) -> str:
             return word[:-3] + "y"
         return word[:-2] if word.endswith(("ches", "shes", "xes", "sses")) else word[:-1]
     return word
+
+
+def is_unspaced(word: str) -> bool:
+    """Whether a word is a character of a script that puts no spaces between words: a part of one only."""
+    return len(word) == 1 and _IS_UNSPACED.match(word) is not None
 
 
 def is_code(text: str) -> bool:

@@ -117,6 +117,11 @@ class ChatRenderer:
         return tuple(dict.fromkeys((*written, *own))) if len(written) == 1 else own
 
     @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts that are control tokens; in a turn's content they are spelled out, not obeyed."""
+        return self._special
+
+    @property
     def template(self) -> str:
         """The chat template's source (Jinja)."""
         return str(self.tokenizer.chat_template)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -193,8 +193,9 @@ def _entry(place: Path) -> Entry | None:
 
 
 def _touch(path: Path) -> None:
-    """Note that an entry was used; a folder that may only be read keeps its times."""
-    if os.access(path, os.W_OK):
+    """Note that an entry was used; one that may only be read, or was just removed by another process, keeps its
+    time."""
+    with suppress(OSError):
         os.utime(path)
 
 
@@ -205,6 +206,7 @@ def renderer_parts(renderer: ChatRenderer) -> dict[str, str]:
     core = {name: value for name, value in spelled.items() if name not in ("truncation", "padding")}
     return {
         "tokenizer": sha256_of_json(core),
+        "control tokens": sha256_of_json(renderer.control_tokens),
         "template": hashlib.sha256(renderer.template.encode()).hexdigest(),
         "rendered probes": renderer.fingerprint,
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),

@@ -1,8 +1,9 @@
 """Named places where a process can be made to die, so that tests can prove that nothing is lost.
 
-`TUNESMITH_FAILPOINT=name[:nth][=enospc|=term]` in the environment arms one, or several with a comma between:
+`TUNESMITH_FAILPOINT=name[:nth][=enospc|=term|=stop]` in the environment arms one, or several with a comma between:
 at the nth time (the first when not given) that the program reaches it, the process is killed by SIGKILL, or
-a full disk is reported there, or it gets SIGTERM and goes on. Unset, a failpoint costs one comparison.
+a full disk is reported there, or it gets SIGTERM and goes on, or SIGSTOP and waits for SIGCONT, so that a test
+can change a file meanwhile. Unset, a failpoint costs one comparison.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ FAILPOINTS: Mapping[str, str] = {
 }
 """Name -> where it is. Tests kill a run at every one of them."""
 
-_SPELLED = re.compile(r"(?P<name>[a-z-]+)(?::(?P<nth>[1-9]\d*))?(?:=(?P<what>kill|enospc|term))?")
+_SPELLED = re.compile(
+    r"(?P<name>[a-z-]+)(?::(?P<nth>[1-9]\d*))?(?:=(?P<what>kill|enospc|term|stop))?"
+)
+# By name: not every system has all of them.
+_SIGNALS = {"kill": "SIGKILL", "term": "SIGTERM", "stop": "SIGSTOP"}
 
 
 @dataclass
@@ -93,14 +98,14 @@ def _armed(spelled: str) -> _Armed:
         hint = nearest(found["name"], FAILPOINTS) if found else ""
         raise ConfigError(
             f"{VARIABLE}={spelled} names no failpoint{hint}",
-            why=f"it is name[:nth][=enospc|=term], with one of the names: {', '.join(FAILPOINTS)}",
+            why=f"it is name[:nth][=enospc|=term|=stop], with one of the names: {', '.join(FAILPOINTS)}",
             fix=f"mend or unset {VARIABLE}",
         )
     return _Armed(found["name"], int(found["nth"] or 1), found["what"] or "kill")
 
 
 def reach(name: str) -> None:
-    """Say that the program is at a failpoint; die, fail or get a signal here when it is the armed one.
+    """Say that the program is at a failpoint; die, fail, wait or get a signal here when it is the armed one.
 
     Raises:
         OSError: ENOSPC, when that was asked for.
@@ -119,4 +124,4 @@ def reach(name: str) -> None:
     _State.armed = tuple(one for one in _State.armed if one is not armed)
     if armed.what == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.kill(os.getpid(), signal.SIGTERM if armed.what == "term" else signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[_SIGNALS[armed.what]])

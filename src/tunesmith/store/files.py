@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +31,49 @@ __all__ = [
 ]
 
 _CAUSES = {
-    errno.ENOSPC: ("the disk is full", "free some space, or set another `workspace`"),
+    errno.ENOSPC: (
+        "the disk is full",
+        "free some space, or name another place (`workspace` in a recipe)",
+    ),
     errno.EDQUOT: (
         "your quota on this disk is used up",
-        "free some space, or set another `workspace`",
+        "free some space, or name another place (`workspace` in a recipe)",
     ),
-    errno.EROFS: ("the file system is read-only", "set another `workspace`"),
+    errno.EROFS: ("the file system is read-only", "name another place (`workspace` in a recipe)"),
     errno.EACCES: (
         "you have no permission to write there",
-        "change its owner or set another `workspace`",
+        "change its owner or name another place (`workspace` in a recipe)",
     ),
     errno.EPERM: (
         "you have no permission to write there",
-        "change its owner or set another `workspace`",
+        "change its owner or name another place (`workspace` in a recipe)",
     ),
-    errno.ENOTDIR: ("a part of the path is a file", "set another `workspace`"),
-    errno.EISDIR: ("a folder stands where the file should be", "set another `workspace`"),
-    errno.EEXIST: ("a file stands where the folder should be", "set another `workspace`"),
-    errno.EFBIG: ("the file is larger than this system allows", "set another `workspace`"),
+    errno.ENOTDIR: ("a part of the path is a file", "name another place (`workspace` in a recipe)"),
+    errno.EISDIR: (
+        "a folder stands where the file should be",
+        "name another place (`workspace` in a recipe)",
+    ),
+    errno.EEXIST: (
+        "a file stands where the folder should be",
+        "name another place (`workspace` in a recipe)",
+    ),
+    errno.EFBIG: (
+        "the file is larger than this system allows",
+        "name another place (`workspace` in a recipe)",
+    ),
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
     errno.ENOENT: (
         "no such folder can be made there, or it was removed meanwhile",
-        "set another `workspace`",
+        "name another place (`workspace` in a recipe)",
     ),
     errno.ENAMETOOLONG: (
         "a name in the path is longer than the file system allows",
         "use a shorter name",
     ),
-    errno.ELOOP: ("a link in the path leads back to itself", "set another `workspace`"),
+    errno.ELOOP: (
+        "a link in the path leads back to itself",
+        "name another place (`workspace` in a recipe)",
+    ),
 }
 
 
@@ -90,11 +105,12 @@ def _disk_errors() -> tuple[type[Exception], ...]:
 
 
 def _is_about(error: Exception, path: Path) -> bool:
-    """Whether what is missing is a part of `path` or lies beside or below it: a block may read other files too."""
+    """Whether what is missing is a part of `path`, or a folder beside or below it: a block may read other files too."""
     if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
         return True
     missing = Path(error.filename)
-    return missing in (path, *path.parents) or path.parent in missing.parents
+    is_near = path.parent in missing.parents and not missing.parent.is_dir()
+    return is_near or missing in (path, *path.parents)
 
 
 def _number_of(error: Exception) -> int:
@@ -124,7 +140,9 @@ def writing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
             flush_to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Below a file there is nothing to remove, and the block's own error is the one to tell.
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def data() -> None:
 
     \b
     Examples:
+      tunesmith data inspect examples.jsonl
+      tunesmith data check examples.jsonl
+      tunesmith data split examples.jsonl --out split
       tunesmith data build recipe.yaml
-      tunesmith data show recipe.yaml --row 3
-      tunesmith data stats recipe.yaml
     """

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import field_option, reading, refuse_overwriting
+from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.lazy import LazyGroup
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, table
@@ -54,10 +55,10 @@ def annotate() -> None:
 @click.option("--out", required=True, metavar="FILE", help="The tasks: upload it as data.")
 @click.option("--config", required=True, metavar="FILE", help="The labelling interface (XML).")
 @click.option("--predictions", is_flag=True, help="Show the rows' own labels to annotators.")
-@field_option
+@reading_options()
 @json_option
 def export(
-    file: str, form: Any, labels: str, out: str, config: str, mapping: Any, **asked: Any
+    file: str, form: Any, labels: str, out: str, config: str, reading: Reading, **asked: Any
 ) -> None:
     """Rows as Label Studio tasks, with the labelling interface.
 
@@ -74,8 +75,9 @@ def export(
     from tunesmith.data.grow.source import read_rows
     from tunesmith.store import write_atomically
 
-    refuse_overwriting([file], out)
-    rows = read_rows([file], reading(mapping))
+    for target in (out, config):
+        refuse_overwriting([file], target)
+    rows = read_rows([file], reading.options, reading.form)
     named = tuple(label.strip() for label in labels.split(",") if label.strip())
     made = exported(rows, form or form_of(rows, named), named, predictions=asked["predictions"])
     write_atomically(Path(out), json.dumps(made.tasks, ensure_ascii=False, indent=1) + "\n")
@@ -100,9 +102,11 @@ def export(
     help="When annotators differ: what most say, drop the row, or keep it as it was.",
 )
 @click.option("--adjudicator", metavar="WHO", help="Whose annotation settles differences.")
-@field_option
+@reading_options()
 @json_option
-def import_(file: str, results: str, form: Any, mapping: Any, as_json: bool, **asked: Any) -> None:
+def import_(
+    file: str, results: str, form: Any, reading: Reading, as_json: bool, **asked: Any
+) -> None:
     """What annotators said: rows, agreement and conflicts.
 
     FILE is the file that was exported. A majority decides, or who is named by --adjudicator; an
@@ -117,10 +121,11 @@ def import_(file: str, results: str, form: Any, mapping: Any, as_json: bool, **a
     from tunesmith.data.grow.source import read_rows
     from tunesmith.store import write_atomically
 
-    refuse_overwriting([file, results], asked["out"])
+    for target in (asked["out"], asked["side"]):
+        refuse_overwriting([file, results], target)
     if not Path(results).is_file():
         raise click.UsageError(f"--results {results!r} is not there")
-    rows = read_rows([file], reading(mapping))
+    rows = read_rows([file], reading.options, reading.form)
     shape = form or form_in(Path(results))
     annotated = read_results(Path(results), rows, shape)
     made = import_results(

@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import (
-    database_option,
-    databases_of,
-    field_option,
-    reading,
-    refuse_overwriting,
-)
+from tunesmith.cli.data.growing import database_option, databases_of, refuse_overwriting
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
 
@@ -49,9 +44,11 @@ _RULES = click.Choice(["rename", "paraphrase", "noise", "shuffle"])
 @click.option("--only-new", is_flag=True, help="Leave the rows themselves out of the result.")
 @database_option
 @click.option("--databases-out", metavar="FOLDER", help="Renamed copies; OUT-databases.")
-@field_option
+@reading_options()
 @json_option
-def augment(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
+def augment(
+    files: tuple[str, ...], out: str, reading: Reading, as_json: bool, **asked: Any
+) -> None:
     """New rows with the same answer: renamed tables, paraphrases, slips, shuffled context.
 
     FILES are files, - for stdin, or a sealed dataset's folder, whose training rows are taken. Each row
@@ -75,11 +72,14 @@ def augment(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> No
 
     if as_json and out == "-":
         raise click.UsageError("--json and the rows would both go to stdout: name a file by --out")
-    refuse_overwriting([*files, *asked["held_out"]], out)
-    options = reading(asked["mapping"])
-    grounds = grounds_of(files, options, may_be_held_out=asked["held_out_too"])
+    for target in (out, asked["side"]):
+        refuse_overwriting([*files, *asked["held_out"]], target)
+    reading.refuse_sealed(*files)
+    grounds = grounds_of(
+        files, reading.options, may_be_held_out=asked["held_out_too"], form=reading.form
+    )
     if asked["held_out"]:
-        grounds.held_out.extend(read_rows(asked["held_out"], options))
+        grounds.held_out.extend(read_rows(asked["held_out"], reading.options, reading.form))
     counts = _write(grounds, _options(grounds, out, asked), out, asked)
     if as_json:
         print_json(counts)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import Asked, json_option
 from tunesmith.cli.screen import note, print_json, print_rich, table, where
 
@@ -57,6 +59,7 @@ _LONG_BYTES = 4_000_000
 @click.option("--strict", is_flag=True, help="Exit with 3 when there is an error.")
 @click.option("--strict-warnings", is_flag=True, help="Exit with 3 when there is a warning.")
 @click.option("--processes", type=click.IntRange(min=1), help="Worker processes; one a core.")
+@reading_options()
 @json_option
 def check(places: tuple[str, ...], **asked: Any) -> None:
     """Everything that is wrong with rows, all at once, and a score with its reasons.
@@ -66,13 +69,14 @@ def check(places: tuple[str, ...], **asked: Any) -> None:
     \b
     Examples:
       tunesmith data check examples.jsonl --no-model
-      tunesmith data check questions.csv --set fields.prompt=text --set fields.completion=category
+      tunesmith data check questions.csv --field prompt=text --field completion=category
       tunesmith data check train.jsonl --database shop.sqlite --strict --out findings.jsonl
       cat rows.jsonl | tunesmith data check - --json
     """
     from tunesmith.data.check.files import check_files
 
-    wanted, options = _asked(places, asked["sets"], asked["databases"], asked["with_model"])
+    refuse_overwriting(places, str(asked["out"]) if asked["out"] else None)
+    wanted, options = _asked(places, asked)
     kept: list[Finding] = []
     with _written(asked["out"]) as write, _bar(wanted) as advance:
 
@@ -94,12 +98,7 @@ def check(places: tuple[str, ...], **asked: Any) -> None:
     _fail_if_strict(result, errors=asked["strict"], warnings=asked["strict_warnings"])
 
 
-def _asked(
-    places: tuple[str, ...],
-    sets: tuple[str, ...],
-    databases: tuple[str, ...],
-    with_model: bool | None,
-) -> tuple[Wanted, CheckOptions]:
+def _asked(places: tuple[str, ...], asked: Mapping[str, Any]) -> tuple[Wanted, CheckOptions]:
     """What to read and what to look for, of a recipe, a sealed dataset, or files."""
     from dataclasses import replace
 
@@ -114,10 +113,12 @@ def _asked(
             why=f"other places were named beside it: {', '.join(others)}",
             fix="run the command once for each",
         )
-    recipe = Asked(recipes, sets).load("data")
+    reading: Reading = asked["reading"]
+    reading.refuse_sealed(*others)
+    recipe = Asked(recipes, (*asked["sets"], *reading.sets)).load("data")
     wanted, options = resolve(recipe, others, " ".join(recipes))
-    named = {Path(path).stem: Path(path) for path in databases}
-    return replace(wanted, model=_model(recipe, with_model)), options.on(named)
+    named = {Path(path).stem: Path(path) for path in asked["databases"]}
+    return replace(wanted, model=_model(recipe, asked["with_model"])), options.on(named)
 
 
 def _model(recipe: Recipe, with_model: bool | None) -> Any:
@@ -149,7 +150,10 @@ def _written(out: Path | None) -> Iterator[Callable[[Finding], None]]:
     if out is None:
         yield lambda _found: None
         return
-    with writing(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with (
+        writing(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
 
         def write(found: Finding) -> None:
             stream.write(f"{json.dumps(found.as_dict(), ensure_ascii=False)}\n")
@@ -178,7 +182,9 @@ def _print(result: CheckResult, every: list[Finding] | None) -> None:
 
     score = result.score
     for file, schema in result.schemas.items():
-        click.echo(f"{visible(file)}: {schema} rows")
+        # Why no schema fits is a finding, below.
+        why = "" if schema == "unknown" else f" ({result.told_by[file]})"
+        click.echo(visible(f"{file}: {schema} rows{why}"))
     told = ", ".join(sorted({d for d in result.domains.values() if d not in ("none", "auto")}))
     head = f"{result.n_rows:,} rows" + (f", answers in {told}" if told else "")
     if result.n_unusable:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import Asked, json_option, processes_option
 from tunesmith.cli.screen import console, note, print_json, table, where
 
@@ -21,6 +22,7 @@ __all__ = ["clean"]
 _DROP = click.Choice(["keep", "drop"])
 _MASK = click.Choice(["keep", "mask", "drop"])
 _STANDARD = "-"
+_SHOWN_FILES = 10
 _KEYS = {"pii": "pii.action", "secrets": "secrets.action"}
 """Options whose setting has another name."""
 _DEFAULTS = {"exact": "drop", "normalize": True}
@@ -29,6 +31,11 @@ _DEFAULTS = {"exact": "drop", "normalize": True}
 def _rules(command: Any) -> Any:
     """The options that are settings of `data.clean`, each by its own name."""
     options = [
+        click.option(
+            "--unreadable",
+            type=click.Choice(["refuse", "drop"]),
+            help="Rows that cannot be read: refuse the files (the default), or drop these rows.",
+        ),
         click.option("--exact", type=_DROP, help="Rows whose conversation an earlier row has."),
         click.option("--near", type=_DROP, help="Rows that say what an earlier row says."),
         click.option("--semantic", type=_DROP, help="Rows that mean what an earlier row means."),
@@ -76,6 +83,7 @@ def _rules(command: Any) -> Any:
     help="Another setting of data.clean, such as --set min_answer_characters=3. May be repeated.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@reading_options()
 @processes_option
 @json_option
 def clean(
@@ -83,6 +91,7 @@ def clean(
     out: str,
     sides: str | None,
     sets: tuple[str, ...],
+    reading: Reading,
     dry_run: bool,
     processes: int | None,
     as_json: bool,
@@ -111,7 +120,7 @@ def clean(
         )
     if sides and out != _STANDARD:
         raise click.UsageError("--sides goes with --out -; without it all files go to --out")
-    recipe, places = _asked(files, sets, rules)
+    recipe, places = _asked(files, sets, rules, reading)
     plan_clean(recipe.data.clean)
     refuse_unread(recipe, "data.clean")
     target: Any = sys.stdout.buffer if out == _STANDARD else Path(out)
@@ -136,19 +145,31 @@ def clean(
         )
     elif not sides and (result.rows_changed or result.rows_in > result.rows_out):
         note("dropped and changed rows were not kept; --sides FOLDER keeps them with their reasons")
+    if not dry_run and (out != _STANDARD or sides):
+        _warn_of_originals(recipe, result)
+
+
+def _warn_of_originals(recipe: Recipe, result: CleanResult) -> None:
+    """Side files hold rows as they came, what was masked included."""
+    actions = {recipe.data.clean.pii.action, recipe.data.clean.secrets.action}
+    if actions != {"keep"} and (result.dropped or result.changed):
+        note(
+            "dropped.jsonl and changed.jsonl hold rows as they were, with all that was masked: "
+            "do not pass them on"
+        )
 
 
 def _asked(
-    files: Sequence[str], sets: tuple[str, ...], rules: Mapping[str, Any]
+    files: Sequence[str], sets: tuple[str, ...], rules: Mapping[str, Any], reading: Reading
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with all rules, and the files."""
     recipes = [file for file in files if file.endswith((".yaml", ".yml"))]
     if recipes and len(recipes) < len(files):
         raise click.UsageError("name either files or a recipe")
     given = {name: value for name, value in rules.items() if value not in (None, ())}
-    if not (recipes or given or sets):
-        given = dict(_DEFAULTS)
-    recipe = Asked(tuple(recipes), (*_as_sets(given), *map(_full, sets))).load()
+    if not (recipes or given.keys() - {"unreadable"} or sets):
+        given |= _DEFAULTS
+    recipe = Asked(tuple(recipes), (*_as_sets(given), *map(_full, sets), *reading.sets)).load()
     if not recipes:
         return recipe, tuple(files)
     return recipe, _training_files(recipe)
@@ -198,7 +219,11 @@ def _training_files(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _tell(result: CleanResult) -> None:
-    """Counts by rule with an example each, on stderr: stdout may carry the rows."""
+    """How files were read, and counts by rule with an example each, on stderr: stdout may carry the rows."""
+    for file in result.files[:_SHOWN_FILES]:
+        note(f"{file['path']}: {file['rows']} {file['schema']} rows ({file['why']})")
+    if len(result.files) > _SHOWN_FILES:
+        note(f"... and {len(result.files) - _SHOWN_FILES} more files")
     rows = [
         (action, rule, count, "; ".join(f"{at}: {why}" for at, why in result.examples[rule][:1]))
         for action, counts in (("dropped", result.dropped), ("changed", result.changed))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.reading import Reading, complete_schema, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
 
@@ -15,26 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["convert"]
 
 
-def _fields(_ctx: Any, _option: Any, pairs: tuple[str, ...]) -> dict[str, str]:
-    """USE=NAME pairs as a mapping."""
-    from tunesmith.data.schemas import ALIASES
-    from tunesmith.registry import nearest
-
-    found: dict[str, str] = {}
-    for pair in pairs:
-        use, equals, name = pair.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"{pair!r} is not USE=NAME, such as prompt=question")
-        if use not in ALIASES:
-            known = ", ".join(ALIASES)
-            raise click.BadParameter(f"{use!r}{nearest(use, ALIASES)} is not one of {known}")
-        found[use] = name
-    return found
-
-
 @click.command
 @click.argument("files", nargs=-1, required=True)
-@click.option("--to", "schema", required=True, metavar="SCHEMA", help="What to write; see above.")
+@click.option(
+    "--to",
+    "schema",
+    required=True,
+    metavar="SCHEMA",
+    shell_complete=complete_schema,
+    help="What to write; see above.",
+)
 @click.option("--out", default="-", metavar="FILE", help="Where to; stdout when not given, or -.")
 @click.option(
     "--form",
@@ -43,27 +35,11 @@ def _fields(_ctx: Any, _option: Any, pairs: tuple[str, ...]) -> dict[str, str]:
     help="jsonl, json, csv, tsv or parquet; by the name of --out, else jsonl. A name that ends with "
     ".gz is compressed.",
 )
-@click.option("--from", "source", metavar="SCHEMA", help="What the files are; told by content.")
-@click.option("--from-form", default="auto", help="The files' form; told by content.")
-@click.option(
-    "--field",
-    "mapping",
-    multiple=True,
-    metavar="USE=NAME",
-    callback=_fields,
-    help="A field's name in the files, such as prompt=question. May be repeated.",
-)
+@reading_options("--from-form")
 @click.option("--rest", default="", metavar="FILE", help="Where rows go that SCHEMA cannot hold.")
 @click.option("--strict", is_flag=True, help="Refuse when anything would be lost.")
 @json_option
-def convert(
-    files: tuple[str, ...],
-    source: str | None,
-    from_form: str,
-    mapping: dict[str, str],
-    as_json: bool,
-    **target: Any,
-) -> None:
+def convert(files: tuple[str, ...], reading: Reading, as_json: bool, **target: Any) -> None:
     """Write rows in another schema or form, and say what cannot be kept.
 
     FILES are files, folders, or - for stdin. Values keep their exact characters. What SCHEMA has no
@@ -96,12 +72,13 @@ def convert(
     """
     from tunesmith.data.conversion import STANDARD, Target
     from tunesmith.data.conversion import convert as run
-    from tunesmith.data.schemas import Options
 
     asked = Target(**target)
+    for place in (asked.out, asked.rest or None):
+        refuse_overwriting(files, place)
     if as_json and asked.out == STANDARD:
         raise click.UsageError("--json and the rows would both go to stdout: name a file by --out")
-    made = run(files, asked, form=from_form, options=Options(mapping, schema=source))
+    made = run(files, asked, form=reading.form, options=reading.options)
     if as_json:
         print_json(made.as_dict())
     else:

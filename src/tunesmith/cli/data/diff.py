@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tunesmith.cli.data.places import resolve, sets_option
+from tunesmith.cli.data.reading import reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import console, note, print_json, table
 
@@ -28,10 +29,11 @@ _MARKS = {"=": ("", ""), "-": ("[-", "-]"), "+": ("{+", "+}")}
 @click.argument("new", metavar="NEW")
 @sets_option
 @click.option("--limit", default=20, show_default=True, help="Rows shown of each sort; 0 for none.")
+@reading_options()
 @json_option
 @click.pass_context
 def diff(
-    context: click.Context, old: str, new: str, sets: tuple[str, ...], limit: int, as_json: bool
+    context: click.Context, /, old: str, new: str, limit: int, as_json: bool, **asked: Any
 ) -> None:
     """Rows that were added, removed, changed or moved to another split.
 
@@ -49,9 +51,10 @@ def diff(
     from tunesmith.data.schemas import options_of
 
     places = []
+    asked["reading"].refuse_sealed(old, new)
     for name in (old, new):
-        recipe, found = resolve(name, sets)
-        places.append(open_place(found, options_of(recipe.data)))
+        recipe, found = resolve(name, asked["sets"], asked["reading"])
+        places.append(open_place(found, options_of(recipe.data), recipe.data.form))
     difference = compare(*places)
     if as_json:
         print_json(difference.as_dict())

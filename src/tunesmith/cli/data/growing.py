@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from tunesmith.data.schemas import Options
-
-__all__ = ["database_option", "databases_of", "field_option", "reading", "refuse_overwriting"]
+__all__ = ["database_option", "databases_of", "refuse_overwriting"]
 
 database_option = click.option(
     "--database",
@@ -19,14 +15,6 @@ database_option = click.option(
     multiple=True,
     metavar="NAME=FILE",
     help="An SQLite file that queries run on; rows name it in their field `database`. May be repeated.",
-)
-
-field_option = click.option(
-    "--field",
-    "mapping",
-    multiple=True,
-    metavar="USE=NAME",
-    help="A field's name in the files, such as prompt=question. May be repeated.",
 )
 
 
@@ -57,25 +45,4 @@ def refuse_overwriting(files: Sequence[str], out: str | None) -> None:
         return
     for file in files:
         if file != "-" and Path(file).resolve() == Path(out).resolve():
-            raise click.UsageError(f"--out {out!r} is the file that is read: name another one")
-
-
-def reading(pairs: Sequence[str]) -> Options:
-    """USE=NAME pairs as options of reading.
-
-    Raises:
-        UsageError: one is no such pair.
-    """
-    from tunesmith.data.schemas import ALIASES, Options
-    from tunesmith.registry import nearest
-
-    found: dict[str, str] = {}
-    for pair in pairs:
-        use, equals, name = pair.partition("=")
-        if not equals or not name:
-            raise click.UsageError(f"--field {pair!r} is not USE=NAME, such as prompt=question")
-        if use not in ALIASES:
-            known = ", ".join(ALIASES)
-            raise click.UsageError(f"--field {use!r}{nearest(use, ALIASES)} is not one of {known}")
-        found[use] = name
-    return Options(found)
+            raise click.UsageError(f"{out!r} is the file that is read: name another one")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunesmith.cli.data.convert import _fields as field_pairs
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, size, table
 
@@ -21,16 +21,7 @@ _SHOWN_PROBLEMS = 5
 
 @click.command
 @click.argument("files", nargs=-1, required=True)
-@click.option("--form", default="auto", help="The files' form; told by content.")
-@click.option("--from", "source", metavar="SCHEMA", help="The rows' schema; told by content.")
-@click.option(
-    "--field",
-    "mapping",
-    multiple=True,
-    metavar="USE=NAME",
-    callback=field_pairs,
-    help="A field's name in the files, such as prompt=question. May be repeated.",
-)
+@reading_options()
 @click.option(
     "--rows",
     "n_shown",
@@ -44,9 +35,7 @@ _SHOWN_PROBLEMS = 5
 def inspect(
     context: click.Context,
     files: tuple[str, ...],
-    form: str,
-    source: str | None,
-    mapping: dict[str, str],
+    reading: Reading,
     n_shown: int,
     as_json: bool,
 ) -> None:
@@ -63,10 +52,9 @@ def inspect(
       zcat rows.jsonl.gz | tunesmith data inspect - --json
     """
     from tunesmith.data.inspection import inspect as look
-    from tunesmith.data.schemas import Options
     from tunesmith.errors import DataError
 
-    found = look(files, form=form, options=Options(mapping, schema=source), n_shown=n_shown)
+    found = look(files, form=reading.form, options=reading.options, n_shown=n_shown)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -80,6 +68,8 @@ def inspect(
 
 def _tell(file: FileFound) -> None:
     """One file, for people."""
+    from tunesmith.telemetry import visible
+
     share = f"{file.share:.0%} of {'all' if file.is_whole else 'the first'} {file.looked_at:,} rows"
     mapping = ", ".join(f"{use} = {name}" for use, name in file.mapping.items())
     lines = {
@@ -92,7 +82,7 @@ def _tell(file: FileFound) -> None:
     }
     for name, text in lines.items():
         if text:
-            click.echo(f"{name:<9} {text}")
+            click.echo(f"{name:<9} {visible(text)}")
     if file.fields:
         rows = [
             (found.name, _holds(found.holds), f"{found.rows:,}", found.example)
@@ -100,9 +90,9 @@ def _tell(file: FileFound) -> None:
         ]
         table(("field", "holds", "rows", "first value"), rows, right=(2,))
     for row in file.first:
-        click.echo(row["where"])
+        click.echo(visible(row["where"]))
         for name, raw in row["fields"].items():
-            click.echo(f"    {name}: {raw}")
+            click.echo(visible(f"    {name}: {raw}"))
     for problem in file.problems[:_SHOWN_PROBLEMS]:
         note(f"problem: {problem}")
     if file.n_problems > _SHOWN_PROBLEMS:

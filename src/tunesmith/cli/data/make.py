@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tunesmith.cli.data.growing import refuse_overwriting
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, where
 
@@ -119,7 +120,7 @@ def sql(source: Path, show_names: bool, out: Path | None, **asked: Any) -> None:
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
-    _deliver(make_sql(source, options, keep=keep), out, dropped, as_json=as_json)
+    _deliver(make_sql(source, options, keep=keep), out, dropped, source, as_json=as_json)
 
 
 @make.command(name="code-docs", short_help="Python functions and their docstrings.")
@@ -154,7 +155,9 @@ def code_docs(source: Path, out: Path, dropped: Path | None, as_json: bool, **as
     """
     from tunesmith.data.make import CodeDocsOptions, make_code_docs
 
-    _deliver(make_code_docs(source, CodeDocsOptions(**asked)), out, dropped, as_json=as_json)
+    _deliver(
+        make_code_docs(source, CodeDocsOptions(**asked)), out, dropped, source, as_json=as_json
+    )
 
 
 @make.command
@@ -181,7 +184,7 @@ def support(
     from tunesmith.data.make import SupportOptions, make_support
 
     options = SupportOptions(templates=templates, **asked)
-    _deliver(make_support(source, options), out, dropped, as_json=as_json)
+    _deliver(make_support(source, options), out, dropped, source, as_json=as_json)
 
 
 @make.command(short_help="Texts and their labels.")
@@ -215,7 +218,7 @@ def classify(source: Path, out: Path, dropped: Path | None, as_json: bool, **ask
     """
     from tunesmith.data.make import ClassifyOptions, make_classify
 
-    _deliver(make_classify(source, ClassifyOptions(**asked)), out, dropped, as_json=as_json)
+    _deliver(make_classify(source, ClassifyOptions(**asked)), out, dropped, source, as_json=as_json)
 
 
 @make.command(short_help="Texts and the JSON that they say.")
@@ -272,13 +275,15 @@ def extract(
     from tunesmith.data.make import ExtractOptions, make_extract
 
     options = ExtractOptions(templates=templates, **asked)
-    _deliver(make_extract(source, options), out, dropped, as_json=as_json)
+    _deliver(make_extract(source, options), out, dropped, source, as_json=as_json)
 
 
-def _deliver(made: Made, out: Path, dropped: Path | None, *, as_json: bool) -> None:
+def _deliver(made: Made, out: Path, dropped: Path | None, source: Path, *, as_json: bool) -> None:
     """Write the rows, and say how many there are, what was dropped and why."""
     from tunesmith.data.make import lines_of, write
 
+    for target in (out, dropped):
+        refuse_overwriting([str(source)], None if target is None else str(target))
     if str(out) == "-":
         if as_json:
             raise click.UsageError("--json and --out - both need stdout; name a file.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tunesmith.cli.data.reading import Reading
 from tunesmith.cli.options import Asked
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ sets_option = click.option(
 )
 
 
-def resolve(place: str, sets: tuple[str, ...]) -> tuple[Recipe, Path]:
+def resolve(
+    place: str, sets: tuple[str, ...], reading: Reading | None = None
+) -> tuple[Recipe, Path]:
     """The recipe, and the folder or file with the rows.
 
     A name that ends as recipes do, or that is no file or folder but a recipe that ships with
@@ -38,7 +41,8 @@ def resolve(place: str, sets: tuple[str, ...]) -> tuple[Recipe, Path]:
     path = Path(place)
     is_bare = path.name == place and not path.suffix and place != "-" and not path.exists()
     is_recipe = path.suffix in (".yaml", ".yml") or is_bare
-    asked = Asked((place,) if is_recipe else (), sets)
+    more = () if reading is None else reading.sets
+    asked = Asked((place,) if is_recipe else (), (*sets, *more))
     recipe = asked.load("data")
     if is_recipe:
         return recipe, pipeline.find(recipe, "data", spelled=asked.spelled).dir

@@ -14,13 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tunesmith.cli.data.growing import (
-    database_option,
-    databases_of,
-    field_option,
-    reading,
-    refuse_overwriting,
-)
+from tunesmith.cli.data.growing import database_option, databases_of, refuse_overwriting
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
 
@@ -50,9 +45,11 @@ _LONGEST_SHOWN = 4_000
 @click.option("--out", metavar="FILE", help="The rows after the review; NAME.reviewed.jsonl.")
 @click.option("--only-accepted", is_flag=True, help="Leave out what nobody accepted.")
 @database_option
-@field_option
+@reading_options()
 @json_option
-def review(file: str, by: str | None, out: str | None, as_json: bool, **asked: Any) -> None:
+def review(
+    file: str, by: str | None, out: str | None, reading: Reading, as_json: bool, **asked: Any
+) -> None:
     """Look through rows in the terminal, the most suspicious first.
 
     Keys: a accept, r reject, e edit in $EDITOR, s skip, u undo, q quit. Every decision is on the disk
@@ -72,7 +69,7 @@ def review(file: str, by: str | None, out: str | None, as_json: bool, **asked: A
     if file == "-":
         raise click.UsageError("a review reads its keys from stdin: name a file")
     refuse_overwriting([file], out)
-    rows = read_rows([file], reading(asked["mapping"]))
+    rows = read_rows([file], reading.options, reading.form)
     if not rows:
         raise DataError(f"{file} has no rows to look at", fix="name a file with rows")
     queue = _queue(rows, by, databases_of(asked["databases"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunesmith.cli.data.places import resolve, sets_option
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import print_json, print_rich
 
@@ -35,6 +36,7 @@ _SPLIT = click.Choice(["train", "validation", "test"])
 @click.option(
     "--random", "count", type=click.IntRange(min=1), help="So many rows, drawn by the seed."
 )
+@reading_options()
 @json_option
 def show(
     place: str,
@@ -42,6 +44,7 @@ def show(
     split: str,
     rows: tuple[int, ...],
     count: int | None,
+    reading: Reading,
     as_json: bool,
 ) -> None:
     """A row as the model sees it: each token by its role, trained tokens marked.
@@ -58,7 +61,8 @@ def show(
     """
     if rows and count:
         raise click.UsageError("--row and --random exclude each other")
-    recipe, found = resolve(place, sets)
+    reading.refuse_sealed(place)
+    recipe, found = resolve(place, sets, reading)
     shown = _shown(recipe, found, split, rows or (1,), count)
     if as_json:
         dicts = [one.as_dict() for one in shown]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from tunesmith.cli.data.convert import _fields as field_pairs
+from tunesmith.cli.data.reading import reading_options
 from tunesmith.cli.options import json_option, processes_option
 from tunesmith.cli.screen import print_json, table, where
 
 __all__ = ["print_report", "split"]
 
+_SHOWN_FILES = 10
 _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
 
 
@@ -21,14 +23,7 @@ _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
 @click.option("--out", required=True, metavar="FOLDER", help="Where the splits go; a new folder.")
 @click.option("--validation", default="0.1", help="Share (0.1) or number (500) of validation rows.")
 @click.option("--test", default="0.1", help="Share (0.1) or number (500) of test rows.")
-@click.option(
-    "--field",
-    "mapping",
-    multiple=True,
-    metavar="USE=NAME",
-    callback=field_pairs,
-    help="A field's name in the files, such as prompt=question. May be repeated.",
-)
+@reading_options()
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @click.option("--stratify", metavar="FIELD", help="Same shares of its values in every split.")
 @click.option("--group", metavar="FIELD", help="Rows with the same value stay on one side.")
@@ -39,7 +34,19 @@ _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
     default=None,
     help="Rows with nearly equal prompts stay on one side (they do unless told otherwise).",
 )
-@click.option("--on-near-overlap", type=_POLICY, help="What to do with those that do not.")
+@click.option(
+    "--unreadable",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="Rows that cannot be read: refuse the files, or drop these rows.",
+)
+@click.option(
+    "--on-near-overlap",
+    type=_POLICY,
+    help="What to do with those that do not, with "
+    "--time or --no-near-duplicates: report them (unless told otherwise), refuse, or drop.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an unfinished split of the same inputs.")
 @processes_option
 @json_option
@@ -80,12 +87,17 @@ def _section(files: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]
             "rows are read twice, which stdin cannot be: save it to a file first"
         )
     section: dict[str, Any] = {"source": {"kind": "files", "train": list(files)}}
-    if asked["mapping"]:
-        section["fields"] = asked["mapping"]
+    section |= asked["reading"].settings
+    section["clean"] = {"unreadable": asked["unreadable"]}
     for name in ("validation", "test"):
         section.update(_amount(name, asked[name]))
     if asked["on_near_overlap"]:
         section["on_near_overlap"] = asked["on_near_overlap"]
+    if asked["on_near_overlap"] and not asked["time"] and asked["near_duplicates"] is not False:
+        raise click.UsageError(
+            "--on-near-overlap has nothing to do: rows with nearly equal prompts stay on one side; "
+            "it goes with --time or --no-near-duplicates"
+        )
     random = {name: asked[name] for name in ("stratify", "group") if asked[name]}
     random |= {"by_template": True} if asked["by_template"] else {}
     if asked["near_duplicates"] is not None:
@@ -112,7 +124,8 @@ def _amount(name: str, text: str) -> dict[str, int | float]:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """What became of the rows, and what the test set can tell, on stdout."""
+    """How files were read, what became of the rows, and what the test set can tell, on stdout."""
+    _print_files(report["files"])
     kept = sum(report["rows"].values())
     dropped = {rule: n for rule, n in report["left_out"]["by_rule"].items() if n}
     rows = [
@@ -132,6 +145,21 @@ def print_report(report: Mapping[str, Any]) -> None:
         if n:
             click.echo(f"{n} values of {report['held_out']['stratified_by']} have no row in {name}")
     click.echo(_what_can_be_told(report["test_can_tell"]))
+
+
+def _print_files(files: Sequence[Mapping[str, Any]]) -> None:
+    """What each file was taken for, and by what; datasets of older versions do not say it."""
+    from tunesmith.telemetry import visible
+
+    for file in files[:_SHOWN_FILES]:
+        if "why" in file:
+            named = [f"{use} = {name}" for use, name in file["mapping"].items() if use != name]
+            path = where(Path(file["path"]))
+            click.echo(visible(f"{path}: {file['rows']:,} {file['schema']} rows ({file['why']})"))
+            if named:
+                click.echo(visible(f"  fields: {', '.join(named)}"))
+    if len(files) > _SHOWN_FILES:
+        click.echo(f"... and {len(files) - _SHOWN_FILES} more files: report.json has them")
 
 
 def _what_can_be_told(figures: Mapping[str, Any]) -> str:

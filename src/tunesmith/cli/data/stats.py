@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.data.growing import refuse_overwriting
 from tunesmith.cli.data.places import resolve, sets_option
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, size, table, where
 
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
     from tunesmith.config import Recipe
     from tunesmith.data.look import Stats
     from tunesmith.data.look.statistics import Lengths
+    from tunesmith.data.problems import Problems
     from tunesmith.data.rows import Row
 
 __all__ = ["stats"]
+
+_SHOWN_PROBLEMS = 5
+_FIX = "mend the lines named, or say how they are read: --form FORM, --from SCHEMA, --field prompt=NAME"
 
 
 @click.command
@@ -35,37 +41,64 @@ __all__ = ["stats"]
     default=None,
     help="Count tokens as model.base reads them; by default only for --html.",
 )
+@reading_options()
 @json_option
+@click.pass_context
 def stats(
-    place: str, sets: tuple[str, ...], html: Path | None, tokens: bool | None, as_json: bool
+    context: click.Context,
+    /,
+    place: str,
+    sets: tuple[str, ...],
+    html: Path | None,
+    tokens: bool | None,
+    reading: Reading,
+    as_json: bool,
 ) -> None:
     """Rows by split, lengths, labels, languages and repeats, and where every row came from.
 
-    PLACE is a recipe whose dataset is built, a dataset's folder, files with rows, or - for stdin.
+    PLACE is a recipe whose dataset is built, a dataset's folder, a file or folder with rows, or -
+    for stdin. Exit code 3 when something cannot be read.
 
     \b
     Examples:
       tunesmith data stats recipe.yaml --html stats.html
       tunesmith data stats examples.jsonl --tokens
+      tunesmith data stats questions.csv --field prompt=text --field completion=category
       tunesmith data stats runs/demo/data-0123456789ab --json
     """
     from tunesmith.data.look import open_place, page
     from tunesmith.data.look import stats as count
     from tunesmith.data.schemas import options_of
+    from tunesmith.errors import DataError
     from tunesmith.store import write_atomically
 
-    recipe, found = resolve(place, sets)
-    opened = open_place(found, options_of(recipe.data))
+    reading.refuse_sealed(place)
+    refuse_overwriting([place], None if html is None else str(html))
+    recipe, found = resolve(place, sets, reading)
+    opened = open_place(found, options_of(recipe.data), recipe.data.form)
     wanted = html is not None if tokens is None else tokens
     tokens_of, why = _counter(recipe) if wanted else (None, "see --tokens")
     figures = count(opened, tokens_of, why)
+    if not figures.n_rows:
+        opened.problems.raise_any(_FIX)
     if html is not None:
         write_atomically(html, page(figures))
         note(f"wrote {where(html.resolve())}")
     if as_json:
-        print_json({**(figures.report or {}), "stats": figures.as_dict(), "rows": figures.rows})
+        found_wrong = {"problems": opened.problems.lines} if figures.unreadable else {}
+        print_json(
+            {
+                **(figures.report or {}),
+                "stats": figures.as_dict(),
+                "rows": figures.rows,
+                **found_wrong,
+            }
+        )
     else:
-        _print(figures)
+        _print(figures, opened.told_by)
+        _print_problems(opened.problems)
+    if figures.unreadable:
+        context.exit(DataError.exit_code)
 
 
 def _counter(recipe: Recipe) -> tuple[Callable[[Row], tuple[int, int] | None] | None, str]:
@@ -91,7 +124,16 @@ def _counter(recipe: Recipe) -> tuple[Callable[[Row], tuple[int, int] | None] | 
     return tokens_of, f"as {base.name} reads them"
 
 
-def _print(found: Stats) -> None:
+def _print_problems(found: Problems) -> None:
+    for line in found.lines[:_SHOWN_PROBLEMS]:
+        note(f"problem: {line}")
+    if found.n_problems > _SHOWN_PROBLEMS:
+        note(f"problem: ... and {found.n_problems - _SHOWN_PROBLEMS:,} more")
+    if found.n_problems:
+        note("the rows with problems are not in the figures: `tunesmith data check` names all")
+
+
+def _print(found: Stats, told_by: Mapping[str, str]) -> None:
     report = found.report or {}
     left_out = report.get("left_out", {}).get("by_overlap", {})
     repeated = report.get("repeated_prompts", {})
@@ -102,7 +144,7 @@ def _print(found: Stats) -> None:
     table(("split", "rows", "repeated prompts", "left out as overlaps"), rows, right=(1, 2, 3))
     lengths = [(name, *cells) for name, cells in _lengths(found)]
     table(("length", "median", "95 of 100", "longest"), lengths, right=(1, 2, 3))
-    facts = [(name, _listed(counts)) for name, counts in _facts(found)]
+    facts = [(name, _listed(counts)) for name, counts in _facts(found) if counts]
     if "score" in report:
         facts.append(("checks", f"{report['score']['points']} of 100, {report['score']['colour']}"))
     table(("", ""), [*facts, ("repeated rows", found.repeats)])
@@ -110,9 +152,7 @@ def _print(found: Stats) -> None:
         note(f"tokens were not counted: {found.tokens_note}")
     elif found.tokens.n < found.n_rows:
         note(f"tokens of {found.tokens.n:,} rows drawn at random, {found.tokens_note}")
-    if found.unreadable:
-        note(f"{found.unreadable:,} problems keep rows from being read: see tunesmith data check")
-    _print_origin(found, report)
+    _print_origin(found, report, told_by)
 
 
 def _lengths(found: Stats) -> Iterator[tuple[str, tuple[str, str, str]]]:
@@ -141,7 +181,9 @@ def _listed(counts: dict[Any, int]) -> str:
     return ", ".join(f"{name}: {n:,}" for name, n in list(counts.items())[:8])
 
 
-def _print_origin(found: Stats, report: Any) -> None:
+def _print_origin(found: Stats, report: Any, told_by: Mapping[str, str]) -> None:
+    from tunesmith.telemetry import visible
+
     if report.get("left_out", {}).get("by_require"):
         click.echo(f"left out by data.require: {report['left_out']['by_require']} rows")
     files = [
@@ -151,4 +193,5 @@ def _print_origin(found: Stats, report: Any) -> None:
     if files:
         table(("file", "split", "schema", "rows", "size"), files, right=(3, 4))
     else:
-        table(("file", "schema"), [(path, name or "none") for path, name in found.schemas.items()])
+        for path, name in found.schemas.items():
+            click.echo(f"{visible(path)}: {name or 'no schema'} ({visible(told_by.get(path, ''))})")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import database_option, databases_of, field_option, reading
+from tunesmith.cli.data.growing import database_option, databases_of
+from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.lazy import LazyGroup
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
@@ -86,9 +87,9 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command
 @click.argument("seeds", nargs=-1, required=True, metavar="SEEDS...")
 @click.option("--rows", "n_rows", default=100, show_default=True, help="Rows to make.")
-@field_option
+@reading_options()
 @_shared
-def instruct(seeds: tuple[str, ...], n_rows: int, mapping: tuple[str, ...], **asked: Any) -> None:
+def instruct(seeds: tuple[str, ...], n_rows: int, reading: Reading, **asked: Any) -> None:
     """New instructions after the manner of yours, answered.
 
     SEEDS are rows: eight of their questions stand in each prompt. What is like a seed or an earlier
@@ -102,7 +103,8 @@ def instruct(seeds: tuple[str, ...], n_rows: int, mapping: tuple[str, ...], **as
     from tunesmith.data.grow import SelfInstruct
     from tunesmith.data.grow.source import grounds_of
 
-    rows = grounds_of(seeds, reading(mapping)).rows
+    reading.refuse_sealed(*seeds)
+    rows = grounds_of(seeds, reading.options, form=reading.form).rows
     _refuse_none(rows, "seed rows")
     sampler = _sampler(asked)
     inputs = {"rows": _digest(row.text for row in rows), "n_rows": n_rows}
@@ -163,9 +165,16 @@ def questions(
 @click.option("--as", "kind", type=click.Choice(["chat", "pair"]), default="chat", help="Rows.")
 @click.option("--json-schema", metavar="FILE", help="What JSON answers must keep to.")
 @database_option
-@field_option
+@reading_options()
 @_shared
-def best(prompts: tuple[str, ...], verify: str, samples: int, kind: Any, **asked: Any) -> None:
+def best(
+    prompts: tuple[str, ...],
+    verify: str,
+    samples: int,
+    kind: Any,
+    reading: Reading,
+    **asked: Any,
+) -> None:
     """Several answers to each prompt; a verifier keeps one.
 
     PROMPTS are rows. With --as pair a kept answer and a failed one make a preference pair.
@@ -179,7 +188,8 @@ def best(prompts: tuple[str, ...], verify: str, samples: int, kind: Any, **asked
     from tunesmith.data.grow.source import grounds_of
     from tunesmith.data.grow.verify import VERIFIERS
 
-    grounds = grounds_of(prompts, reading(asked["mapping"]))
+    reading.refuse_sealed(*prompts)
+    grounds = grounds_of(prompts, reading.options, form=reading.form)
     _refuse_none(grounds.rows, "rows")
     databases = {**grounds.databases, **databases_of(asked["databases"])}
     schema = Path(asked["json_schema"]) if asked["json_schema"] else None

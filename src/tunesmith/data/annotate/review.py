@@ -52,7 +52,7 @@ class ReviewPlaces:
 
     @classmethod
     def beside(cls, file: Path, out: Path | None = None) -> ReviewPlaces:
-        """Beside the file: `NAME.review.jsonl`, `NAME.reviewed.jsonl`, `NAME.review-side.jsonl`."""
+        """Beside the file: `NAME.review.jsonl`, `NAME.reviewed.jsonl`, `NAME.reviewed-side.jsonl`."""
         name = file.name
         for end in (".gz", ".zst", ".jsonl", ".json"):
             name = name.removesuffix(end)

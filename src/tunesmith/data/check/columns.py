@@ -11,6 +11,7 @@ from unicodedata import normalize
 
 from tunesmith.data.check import language
 from tunesmith.data.check.turns import named_turns, said
+from tunesmith.data.near import LABELS
 from tunesmith.data.rows import Row
 
 __all__ = ["FORMATS", "SPACE", "Columns", "Labels"]
@@ -25,7 +26,7 @@ MAX_LABEL_WORDS = 8
 MAX_KEY_SETS = 1_000
 _MIN_SPACES = 3
 _NUMBERS = {code: number for number, code in enumerate(language.CODES)}
-_LABEL_FIELDS = ("label", "category", "intent", "class", "label_text")
+_LABEL_FIELDS = (*LABELS, "label_text")
 _LINE_BITS = 40
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from tunesmith.data.check.unreadable import Noted
 from tunesmith.data.check.users_words import in_users_words
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import FORMS, Chunk, open_source
+from tunesmith.data.read import Chunk, open_source, parse_rows
 from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, Told, tell, to_row
 from tunesmith.errors import MissingError, listed
@@ -59,6 +58,7 @@ class CheckResult:
         n_unusable: rows and lines that cannot be read or have no schema.
         n_left_out: rows that `data.require` leaves out; they are not among `n_rows`.
         schemas: file -> schema.
+        told_by: file -> what its schema was told by; when none fits, what is missing.
         domains: task -> domain.
         tally: counts and first findings of each check.
     """
@@ -67,6 +67,7 @@ class CheckResult:
     n_unusable: int = 0
     n_left_out: int = 0
     schemas: dict[str, str] = field(default_factory=dict)
+    told_by: dict[str, str] = field(default_factory=dict)
     domains: dict[str, str] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
 
@@ -86,6 +87,7 @@ class CheckResult:
             "unusable_rows": self.n_unusable,
             "left_out_rows": self.n_left_out,
             "schemas": self.schemas,
+            "told_by": self.told_by,
             "domains": self.domains,
             "score": found["points"],
             "colour": found["colour"],
@@ -193,7 +195,7 @@ def _parts(
     # A file too small to tell its domain by has that of the files before it.
     options = options.told({**result.domains, **here})
     result.domains.update(here if options.domain == "auto" else {"": options.domain})
-    result.schemas[file] = told.schema or "unknown"
+    result.schemas[file], result.told_by[file] = told.schema or "unknown", told.why
     if head and not told.schema:
         yield _Part([_no_schema(head[0], told)], Checker(options), 0)
     job = Job(wanted, options, told)
@@ -221,10 +223,12 @@ def _size(file: str) -> int:
 
 
 def _no_schema(raw: RawRow, told: Told) -> Finding:
-    names = [name for name, one in raw.fields.items() if isinstance(one.value, str)]
-    uses = zip(("prompt", "completion"), [*names, "NAME", "NAME"], strict=False)
-    fix = " ".join(f"--set fields.{use}={shlex.quote(name)}" for use, name in uses)
-    return finding(raw.file, "schema", told.why, fix=f"name the fields, such as {fix}")
+    return finding(
+        raw.file,
+        "schema",
+        told.why,
+        fix="name the fields by --field USE=NAME (data.fields); `tunesmith data inspect` shows them",
+    )
 
 
 def _head(chunks: Iterator[Chunk]) -> tuple[list[Chunk], list[RawRow]]:
@@ -233,7 +237,7 @@ def _head(chunks: Iterator[Chunk]) -> tuple[list[Chunk], list[RawRow]]:
     rows: list[RawRow] = []
     for chunk in chunks:
         taken.append(chunk)
-        rows += _raw_rows(chunk, Problems())
+        rows += parse_rows(chunk, Problems())
         if len(rows) >= HEAD_ROWS:
             break
     return taken, rows
@@ -244,7 +248,7 @@ def checked(job: Job, chunk: Chunk) -> _Part:
     checker = Checker(job.options, meter(job.wanted.model))
     unreadable, misfits = Noted("unreadable"), Noted("schema")
     part = _Part([], checker, _n_bytes(chunk))
-    for raw in _raw_rows(chunk, unreadable):
+    for raw in parse_rows(chunk, unreadable):
         part.refuse(unreadable.taken(), job.options)
         if not job.told.schema:
             # That no schema fits was said once, for the whole file.
@@ -261,14 +265,6 @@ def checked(job: Job, chunk: Chunk) -> _Part:
             part.n_left_out += 1
     part.refuse(unreadable.taken(), job.options)
     return part
-
-
-def _raw_rows(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
-    """As `parse_chunk` reads them; every problem is kept, not only the first of a chunk."""
-    for where, what in chunk.problems:
-        problems.add(where, what)
-    if chunk.content:
-        yield from FORMS.load(chunk.form).parse(chunk, problems)
 
 
 def _n_bytes(chunk: Chunk) -> int:

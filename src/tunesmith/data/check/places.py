@@ -80,7 +80,8 @@ def of_recipe(recipe: Recipe, name: str) -> tuple[Wanted, CheckOptions]:
     options = CheckOptions.of(recipe, name)
     plan = plan_data(recipe)
     files = tuple(dict.fromkeys(str(file.path) for file in plan.files))
-    wanted = Wanted(files, plan.options, tuple((plan.require or {}).items()))
+    require = tuple((plan.require or {}).items())
+    wanted = Wanted(files, plan.options, require, form=plan.form)
     return wanted, options.on({**plan.databases, **plan.scripts})
 
 
@@ -113,7 +114,9 @@ def of_files(recipe: Recipe, places: tuple[str, ...]) -> tuple[Wanted, CheckOpti
     files = [str(path) for place in places for path in _files_of(place)]
     name = files[0] if len(files) == 1 else "dataset"
     options = CheckOptions.of(recipe, "stdin" if name == "-" else name)
-    wanted = Wanted(tuple(files), options_of(recipe.data), tuple(recipe.data.require.items()))
+    data = recipe.data
+    require = tuple(data.require.items())
+    wanted = Wanted(tuple(files), options_of(data), require, form=data.form)
     refuse_unread(recipe, "data")
     return wanted, options
 

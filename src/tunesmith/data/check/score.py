@@ -91,7 +91,8 @@ class Tally:
         A check takes from each row that it concerns its share of the dataset: an error 400 points
         times that share and at most 60, a warning 100 and at most 25, a note nothing. A finding about
         the whole dataset takes 40 as an error, 10 as a warning. Red is below 50, or an error about the
-        whole dataset, or errors in a tenth of the rows; green is 90 and more without any error.
+        whole dataset, or errors in a tenth of the rows; green is 90 and more without any error or
+        warning about the whole dataset.
         """
         reasons = [self._reason(key, n_rows) for key in sorted(self.findings)]
         points = max(0, round(100 - sum(reason.points for reason in reasons)))

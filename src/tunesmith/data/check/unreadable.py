@@ -11,6 +11,7 @@ __all__ = ["Noted", "as_finding"]
 
 _PATH = re.compile(r"([A-Za-z_][\w-]*(?:\[\d+\])?(?:\.[A-Za-z_]\w*|\[\d+\])*): (.+)", re.DOTALL)
 _MISSING = re.compile(r"the field '([^']+)' is missing")
+_HEAD_CHARACTERS = 1_000
 _VALUE = re.compile(r"(?:'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\")")
 
 _FIXES: tuple[tuple[str, str], ...] = (
@@ -70,6 +71,6 @@ def as_finding(check: str, where: str, what: str) -> Finding:
         elif missing := _MISSING.search(what):
             field = missing[1]
         check = next((name for form, name in _KINDS if re.search(form, what)), check)
-    value = found[0] if field and (found := _VALUE.search(said)) else ""
+    value = found[0] if field and (found := _VALUE.search(said[:_HEAD_CHARACTERS])) else ""
     fix = next((fix for part, fix in _FIXES if part in what), "")
     return finding(where, check, said, field=field, value=value, fix=fix)

@@ -15,7 +15,7 @@ __all__ = ["FIX", "benchmark_rows"]
 
 FIX = (
     "mend the lines named, or say what fields are by data.fields "
-    "(--set data.fields.prompt=NAME --set data.fields.completion=NAME)"
+    "(`--field prompt=NAME --field completion=NAME` of data clean and data split)"
 )
 
 

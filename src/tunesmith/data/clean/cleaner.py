@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from tunesmith.data.clean.edit import edited
@@ -56,6 +57,27 @@ class Cleaner:
             steps.append(Decision(index, row.where, "drop", *found))
             return Cleaned(None, tuple(steps))
         return Cleaned(row, tuple(steps))
+
+    def changed(self, row: Row) -> Row:
+        """The row with everything mended and masked, whatever becomes of it."""
+        mended = self._mended(row, 0, [])
+        return self._plan.privacy.row(mended).row if self._plan.privacy else mended
+
+    def shown(self, row: Row) -> str:
+        """The text of a row that came in, as a file may show it that is passed on: nothing private is in it.
+
+        What is private may only be seen in the mended text (`ann&#64;mail.test`, a character of no width in an
+        address). Then the mended row is shown.
+        """
+        privacy = self._plan.privacy
+        if privacy is None:
+            return row.text
+        masked, mended = privacy.row(row), self._mended(row, 0, [])
+        if mended is not row:
+            again = privacy.row(mended)
+            if Counter(s.text for s in again.spans) != Counter(s.text for s in masked.spans):
+                return again.row.text
+        return masked.row.text
 
     def _mended(self, row: Row, index: int, steps: list[Decision]) -> Row:
         if self._plan.strip_html:

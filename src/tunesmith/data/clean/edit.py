@@ -17,6 +17,7 @@ Place = tuple[str | int, ...]
 
 _SCALAR = re.compile(r"[^,\]}\s]+")
 _SPACE = " \t\r\n"
+_HALVES = re.compile("[\ud800-\udfff]")
 _TURNS = frozenset(("messages", "prompt", "chosen", "rejected", "completion"))
 
 
@@ -85,7 +86,8 @@ def edited(
         new = change(value)
         if new != value:
             raw = row.text[start:end]
-            ascii_only = raw.isascii() and not value.isascii()
+            # Half of a surrogate pair can only be written as its escape.
+            ascii_only = (raw.isascii() and not value.isascii()) or _HALVES.search(new) is not None
             pieces += [row.text[done:start], json.dumps(new, ensure_ascii=ascii_only)]
             done = end
     if not pieces:

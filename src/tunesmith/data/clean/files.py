@@ -21,10 +21,11 @@ from tunesmith.data.clean.sets import Rows, drops, exact_key
 from tunesmith.data.near import said
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import Chunk, expand, open_source, parse_chunk
-from tunesmith.data.rows import RawRow, Row
-from tunesmith.data.schemas import HEAD_ROWS, Options, Told, tell, to_row
+from tunesmith.data.read import Chunk, expand, open_source, parse_chunk, parse_each
+from tunesmith.data.rows import BadRow, RawRow, Row
+from tunesmith.data.schemas import HEAD_ROWS, Options, Told, read_row, tell
 from tunesmith.data.sketches import numpy, sketch
+from tunesmith.data.unreadable import RULE, Unread, fix_for
 from tunesmith.store import storage_errors
 from tunesmith.telemetry import progress
 
@@ -45,7 +46,7 @@ class CleanResult:
         changed: rule -> rows that it changed and that were kept.
         dropped: rule -> rows that it dropped.
         rows_changed: rows kept that any rule changed.
-        files: path, schema and rows of each file read.
+        files: path, schema, what it was told by, and rows of each file read.
         examples: rule -> the first few (where, reason).
     """
 
@@ -83,6 +84,7 @@ class Digest:
 
     rulings: list[Ruling] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
+    unread: Unread = field(default_factory=Unread)
     keys: list[int] = field(default_factory=list)
     sketches: NDArray[np.uint32] | None = None
 
@@ -120,7 +122,7 @@ def clean_files(
     plan = plan_clean(config)
     folder = out if isinstance(out, Path) else sides
     if folder is not None:
-        refuse_foreign_folder(folder)
+        refuse_foreign_folder(folder, files)
     benchmark = benchmark_rows(plan.against, options or Options())
     with storage_errors(Path(tempfile.gettempdir())), Kept() as kept:
         facts = _take_all(files, Job(plan, options or Options()), kept, form, processes)
@@ -142,16 +144,18 @@ def _take_all(
         DataError: something in them cannot be read; all of it is named.
     """
     problems = Problems()
+    unread: list[Unread] = []
     facts: list[dict[str, Any]] = []
     paths = expand(files)
     with _bar(paths) as advance:
         for path in paths:
             source = open_source(path, form=form)
             n_before = len(kept)
+            unread.append(Unread())
             chunks = source.chunks()
             first = list(islice(chunks, 1))
             told = _told(first, job.options)
-            if first and first[0].content and not told.schema:
+            if told.others and not told.schema:
                 problems.add(str(path), told.why)
                 continue
             pieces = ((chunk, told) for chunk in chain(first, chunks))
@@ -159,16 +163,20 @@ def _take_all(
             with closing(made) as digests:
                 for digest in digests:
                     problems.merge(digest.problems)
+                    unread[-1].merge(digest.unread)
                     advance(_keep(digest, kept))
+            unread[-1].refuse_most(str(path), problems)
             facts.append(
                 {
                     "path": str(path),
                     "schema": told.schema,
+                    "why": told.why,
                     "rows": len(kept) - n_before,
+                    "unreadable": unread[-1].n_rows,
                     "sha256": source.sha256,
                 }
             )
-    problems.raise_any(FIX)
+    problems.raise_any(fix_for(unread, FIX))
     return facts
 
 
@@ -204,12 +212,17 @@ def digest(job: Job, piece: tuple[Chunk, Told]) -> Digest:
     """Read and clean a chunk's rows; what a worker process does."""
     chunk, told = piece
     cleaner, found = Cleaner(job.plan), Digest()
-    raws, problems = parse_chunk(chunk)
-    found.problems.merge(problems)
     stay: list[Row] = []
-    for raw in raws:
-        row = to_row(raw, told, job.options, found.problems)
-        if row is None:
+    for raw in parse_each(chunk, found.problems):
+        found.unread.n_all += 1
+        row = read_row(raw, told, job.options)
+        if isinstance(row, BadRow):
+            reason = found.unread.take(row, found.problems, drop=job.plan.drop_unreadable)
+            if reason:
+                # A dropped row's kind is never asked for.
+                found.rulings.append(
+                    Ruling(row.where, "text", row.text, "", (("drop", RULE, reason),))
+                )
             continue
         cleaned = cleaner.row(row)
         steps = tuple((d.action, d.rule, d.reason) for d in cleaned.decisions)

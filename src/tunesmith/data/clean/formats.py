@@ -191,10 +191,10 @@ FORMATS: tuple[Format, ...] = (
         r"access_token\$(?:production|sandbox)\$[a-z0-9]{16}\$[a-f0-9]{32}",
         "access_token$",
     ),
-    _token("adyen-key", r"AQE[A-Za-z0-9+/]{40,}\S{20,250}", "AQE"),
+    _token("adyen-key", r"AQE[A-Za-z0-9+/]{40,400}\S{20,250}", "AQE"),
     _token("flutterwave-key", r"FLWSECK(?:_TEST)?-[a-zA-Z0-9]{12,60}(?:-X)?", "FLWSECK"),
     # RFC 7519 (JSON Web Token, compact form): both parts begin with base64url of `{"`.
-    _token("jwt", r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{10,}", "eyJ"),
+    _token("jwt", r"eyJ[\w-]{8,2000}\.eyJ[\w-]{8,20000}\.[\w-]{10,10000}", "eyJ"),
     # RFC 7468 and OpenSSH PROTOCOL.key (text between BEGIN and END), OpenPGP (RFC 9580, 6.2), PuTTY's
     # PPK format, age (C2SP age specification). A block that was cut off counts up to its end.
     _around(

@@ -23,13 +23,17 @@ _LITERAL = re.compile(
     r'(?P<string>"(?:[^"\\]++|\\.)*+")(?P<colon>\s*:)?|(?P<number>-?\d[\d.eE+-]*+)', re.DOTALL
 )
 _PLAIN_KEYS = frozenset(
-    {"content", "text", "value", "role", "messages", "arguments", "completion", "prompt"}
+    {"content", "text", "value", "role", "messages", "arguments", "completion", "prompt", "raw"}
 )
 """Keys that say nothing about their value."""
 _CONSTANTS = frozenset({"assistant", "content", "function", "messages", "system", "arguments"})
 """Words of the rows' own form."""
 _SHORTEST = 5
-"""Shorter strings hold nothing, but for a name in a field of that meaning."""
+_SHORTEST_DIGITS = 7
+"""What is shorter holds nothing, but for a name, a PIN or a password in a field of that meaning."""
+_TELLS = re.compile(r"name|pass|pwd|(?<![a-z])pin(?![a-z])", re.IGNORECASE)
+_SPACE = " \t\r\n"
+_NO_FRACTION = re.compile(r"\.0+\Z")
 _DEPTH = 4
 """How deep JSON in strings in JSON is followed."""
 
@@ -95,6 +99,10 @@ class Privacy:
         is_equal = row.kind == "pair" and masked.value["chosen"] == masked.value["rejected"]
         return Masked(masked, tuple(search.spans), drop or is_equal, is_equal)
 
+    def text(self, text: str) -> str:
+        """JSON text that is no canonical row, with stand-ins for all that is looked for."""
+        return _Search(self._finders, StandIns(text)).json(text, _DEPTH)
+
     def find(self, row: Row) -> tuple[Span, ...]:
         """What stands in one row."""
         return self.row(row).spans
@@ -145,18 +153,21 @@ class _Search:
         return literal if new == value else json.dumps(new, ensure_ascii="\\u" in literal)
 
     def _value(self, value: str, key: str, depth: int) -> str:
-        if len(value) < _SHORTEST or value in _CONSTANTS:
+        if value in _CONSTANTS or (len(value) < _SHORTEST and not _TELLS.search(key)):
             return value
-        if depth and value[:1] in ("{", "[") and _is_json(value):
+        if depth and value.lstrip(_SPACE)[:1] in ("{", "[") and _is_json(value):
             return self.json(value, depth - 1)
         return self._masked(value, list(self._found(value, key)))
 
     def _number(self, literal: str, key: str) -> str:
         """A number that is, say, a phone number becomes its stand-in, as a string."""
-        if len(literal) < 7 or not literal.isdigit():
+        # A column with gaps comes out of some tables as 4155552671.0.
+        digits = _NO_FRACTION.sub("", literal)
+        is_short = len(digits) < _SHORTEST_DIGITS and not _TELLS.search(key)
+        if is_short or not digits.isdigit():
             return literal
-        spans = list(self._found(literal, key))
-        return json.dumps(self._masked(literal, spans)) if spans else literal
+        spans = list(self._found(digits, key))
+        return json.dumps(self._masked(digits, spans)) if spans else literal
 
     def _found(self, value: str, key: str) -> Iterator[Span]:
         """Findings in a value; its key stands before it like a word in a text, since it may say what it is."""

@@ -21,11 +21,16 @@ _INVISIBLE = re.compile(
     "|(?<=[!-~])[\u200c\u200d\u00ad\u200e\u200f](?=[!-~])"
 )
 """Joiners and direction marks only between ASCII characters: emoji and other scripts need them."""
-_TRAILING = re.compile(r"[ \t]+(?=\n)|\s+\Z")
+_TRAILING = re.compile(r"(?<![ \t])[ \t]++(?=\n)")
 _DIRTY = re.compile("[\x00-\x08\x0b-\x1f\x7f]|[ \t\n](?:\n|\\Z)")
 _MAY_BE_MISREAD = re.compile("[\u0080-\u009f\u00c2-\u00f4\u0402-\u045f\u2500-\u25ff]")
 
-_SILENT = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_SILENT = re.compile(r"<(script|style)\b|<!--", re.IGNORECASE)
+_SILENT_ENDS = {
+    "script": re.compile(r"</script\s*>", re.IGNORECASE),
+    "style": re.compile(r"</style\s*>", re.IGNORECASE),
+    "": re.compile("-->"),
+}
 _BREAK = re.compile(r"<br\s*/?>|</(?:p|div|li|tr|h[1-6]|blockquote|ul|ol|table)\s*>", re.IGNORECASE)
 _TAG = re.compile(
     r"</?(?:p|br|div|span|a|b|i|u|em|strong|ul|ol|li|table|t[rdh]|tbody|thead|h[1-6]|img|font|"
@@ -61,7 +66,7 @@ def normalised(text: str) -> tuple[str, tuple[str, ...]]:
         # What stood on both sides of a removed character may now compose.
         text = _step("Unicode NFC", _composed, text, done)
     if "```" not in text and not is_code(text):
-        text = _step("white space", lambda found: _TRAILING.sub("", found), text, done)
+        text = _step("white space", lambda found: _TRAILING.sub("", found.rstrip()), text, done)
     return text, tuple(dict.fromkeys(done))
 
 
@@ -101,7 +106,25 @@ def without_html(text: str) -> str:
     """
     if ("<" not in text and "&" not in text) or speaks_of_markup(text):
         return text
-    plain = _TAG.sub("", _BREAK.sub("\n", _SILENT.sub("", text)))
+    plain = _TAG.sub("", _BREAK.sub("\n", _without_silent(text)))
     if "&" in plain:
         plain = _ENTITY.sub(lambda match: html.unescape(match[0]), plain).replace("\u00a0", " ")
     return text if plain == text else _BLANK_LINES.sub("\n\n", plain).strip()
+
+
+def _without_silent(text: str) -> str:
+    """Without scripts, styles and comments that end; those that do not end cost no second look."""
+    parts: list[str] = []
+    at, ends = 0, dict(_SILENT_ENDS)
+    for found in _SILENT.finditer(text):
+        kind = (found[1] or "").lower()
+        if found.start() < at or kind not in ends:
+            continue
+        inside = text.find(">", found.end()) + 1 if kind else found.end()
+        end = ends[kind].search(text, inside) if inside else None
+        if end is None:
+            del ends[kind]
+        else:
+            parts.append(text[at : found.start()])
+            at = end.end()
+    return "".join((*parts, text[at:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -19,12 +19,23 @@ ROWS, DROPPED, CHANGED, REPORT = "rows.jsonl", "dropped.jsonl", "changed.jsonl",
 OUT_FILES = (ROWS, DROPPED, CHANGED, REPORT)
 
 
-def refuse_foreign_folder(folder: Path) -> None:
-    """Stop before a folder is replaced that holds anything but an earlier cleaning.
+def refuse_foreign_folder(folder: Path, files: Sequence[Path | str] = ()) -> None:
+    """Stop before a folder is replaced that holds anything but an earlier cleaning, or what is read.
+
+    Args:
+        files: what is read.
 
     Raises:
         UsedDirectoryError: it does.
     """
+    own = folder.resolve()
+    read = [file for file in map(Path, files) if own in (file.resolve(), file.resolve().parent)]
+    if read:
+        raise UsedDirectoryError(
+            f"{read[0]} is read, and {folder} would be replaced with it",
+            why="the rows that the cleaning before dropped would be lost",
+            fix="name another folder with --out",
+        )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -90,7 +101,7 @@ def put_out(
             elif DROPPED in files:
                 files[DROPPED].write(_bytes(side_line(ruling)))
         if REPORT in files:
-            files[REPORT].write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+            files[REPORT].write(_bytes(json.dumps(report, indent=2, ensure_ascii=False)))
         for name, stream in files.items():
             stream.flush()
             flush_to_disk(half / name)
@@ -98,4 +109,5 @@ def put_out(
 
 
 def _bytes(line: str) -> bytes:
-    return f"{line}\n".encode("utf-8", "surrogatepass")
+    # Half of a surrogate pair has no UTF-8; this is its escape in JSON.
+    return f"{line}\n".encode("utf-8", "backslashreplace")

@@ -195,7 +195,7 @@ _STREETS = tuple(
         rf"(?<!\w)(?:[Cc]alle|C/|[Aa]venida|Av\.|Avda\.|[Pp]laza|[Pp]aseo|[Cc]arrer|[Vv]ia|[Vv]iale|[Pp]iazza"
         rf"|[Cc]orso|[Rr]ua|"
         rf"[Tt]ravessa|[Uu]lica|[Uu]l\.)(?: (?:de|del|la|las|los|el|da|do|dos|das|dei|degli|della|delle))* ?"
-        rf"(?:{_WORD}(?: (?:de|del|da|do|e|y|di))? ?){{1,4}},? ?(?:n[.º°]? ?)?\d{{1,4}}\b(?:/?[A-Za-z]\b)?"
+        rf"(?:{_WORD}+(?: (?:de|del|da|do|e|y|di))? ?){{1,4}},? ?(?:n[.º°]? ?)?\d{{1,4}}\b(?:/?[A-Za-z]\b)?"
         rf"(?:,? ?\n?\d{{2}}-?\d{{3}}(?:-\d{{3}})? {_WORD}(?: {_WORD})?)?",
         r"(?<!\w)(?:P\.? ?O\.? Box|Postfach|Apartado(?: de Correos)?) \d{1,3} ?\d{1,5}\b",
     )

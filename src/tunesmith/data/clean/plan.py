@@ -33,6 +33,7 @@ class CleanPlan:
         drop_where: field -> value of rows to drop.
         against: benchmark files.
         against_words: words of a passage that is looked for in them.
+        drop_unreadable: rows that cannot be read are dropped; else nothing is made from their files.
         privacy: masks or drops personal data and secrets; None when neither is asked for.
     """
 
@@ -52,6 +53,7 @@ class CleanPlan:
     drop_where: Mapping[str, Any] = field(default_factory=dict)
     against: tuple[Path, ...] = ()
     against_words: int = 13
+    drop_unreadable: bool = False
     privacy: Privacy | None = None
 
     @property
@@ -70,8 +72,9 @@ _HOW: dict[str, Any] = {
     "semantic_threshold": 0.95,
     "semantic_model": "embedded",
     "against_words": 13,
+    "drop_unreadable": False,
 }
-"""Settings that say how rows are compared; alone they do nothing."""
+"""Settings that say how rows are compared, or are about rows that no rule sees; alone they do nothing to a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ def plan_clean(config: CleanConfig) -> CleanPlan:
         languages=tuple(config.languages),
         drop_where=dict(config.drop_where),
         against=tuple(Path(path) for path in config.against),
+        drop_unreadable=config.unreadable == "drop",
         privacy=privacy if privacy.is_on else None,
         **dict(_how(config)),
     )

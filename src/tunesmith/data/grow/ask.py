@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import string
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 from tunesmith.errors import ConfigError, listed
 
 __all__ = ["Ask", "Budget", "Engine", "Refused", "Reply", "Spent", "seed_of"]
+
+_LETTERS = f"{string.ascii_letters} \n".encode()
+_WIDE = bytes(range(0x80, 0x100))
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,17 @@ class Ask:
 
     @property
     def most_tokens(self) -> int:
-        """An upper estimate of what it costs: 3 characters a token, and the longest answer."""
-        n_characters = sum(len(turn["content"]) + 16 for turn in self.messages)
-        return n_characters // 3 + self.max_answer_tokens
+        """An upper estimate of what it costs: the prompt, and the longest answer.
+
+        A token has 3 letters or spaces of ASCII, one digit or sign, or 2 bytes of anything else: Chinese has about
+        one token a character.
+        """
+        said = "".join(turn["content"] for turn in self.messages).encode("utf-8", "surrogatepass")
+        others = said.translate(None, _LETTERS)
+        n_letters, n_signs = len(said) - len(others), len(others.translate(None, _WIDE))
+        n_wide = len(others) - n_signs
+        prompt = n_letters // 3 + n_signs + n_wide // 2 + 6 * len(self.messages)
+        return prompt + self.max_answer_tokens
 
 
 @dataclass(frozen=True)

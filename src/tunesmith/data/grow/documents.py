@@ -115,6 +115,7 @@ def chunks_of(text: str, where: str, longest: int = CHUNK_CHARACTERS) -> list[Ch
     found: list[Chunk] = []
     pieces: list[str] = []
     line, heading = 1, ""
+    counted = (0, 1)  # a place and its line: each line end is counted once
 
     def flush() -> None:
         whole = "\n\n".join(pieces)
@@ -127,7 +128,8 @@ def chunks_of(text: str, where: str, longest: int = CHUNK_CHARACTERS) -> list[Ch
         if pieces and (is_heading or sum(map(len, pieces)) + len(piece) > longest):
             flush()
         if not pieces:
-            line = text.count("\n", 0, start) + 1
+            line = counted[1] + text.count("\n", counted[0], start)
+            counted = (start, line)
         if is_heading:
             heading = piece.splitlines()[0].lstrip("# ").strip()
         pieces.append(piece)

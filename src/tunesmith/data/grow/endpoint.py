@@ -49,8 +49,8 @@ class _Again:
 class Endpoint:
     """A chat endpoint over HTTP. Safe for use from several threads.
 
-    Answers 408, 409, 425, 429 and 5xx, connections that break, and bodies that are cut off are tried
-    again, up to six times in all, after 1, 2, 4 ... seconds (with jitter), or after what
+    After the answers of `_WORTH_ANOTHER_TRY`, connections that break, and bodies that are cut off a request is
+    tried again, up to six times in all, after 1, 2, 4 ... seconds (with jitter), or after what
     `Retry-After` says, at most 60.
 
     Args:
@@ -223,7 +223,7 @@ def _said(error: urllib.error.HTTPError) -> str:
         value = json.loads(body)
         inner = value.get("error", value) if isinstance(value, dict) else value
         message = inner.get("message", inner) if isinstance(inner, dict) else inner
-    except ValueError:
+    except (ValueError, RecursionError):
         message = body
     return " ".join(str(message).split())[:300] or str(error.reason)
 

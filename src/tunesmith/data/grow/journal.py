@@ -109,8 +109,9 @@ class Journal:
         self._unlock()
 
     def _unlock(self) -> None:
-        self._lock.release()
+        # While it is held: after its release another process may hold the file that would go.
         self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self

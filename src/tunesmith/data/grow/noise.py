@@ -13,22 +13,21 @@ from tunesmith.data.rows import Row
 __all__ = ["Noise", "open_words", "vocabulary"]
 
 _WORD = re.compile(r"[^\W\d_]+")
-_CLOSED = (
-    re.compile(r"""'[^'\n]*'(?!\w)|"[^"\n]*"|`[^`\n]*`|“[^”\n]*”|‘[^’\n]*’|«[^»\n]*»"""),
-    re.compile(r"\S*[\d@#/\\_<>{}\[\]=$%&*+^~|]\S*"),
-    re.compile(r"\S*\w[.:]\w\S*"),
-)
-"""Quoted values; words with digits or signs (numbers, dates, names of columns, markup); addresses."""
+_QUOTED = re.compile(r"""'[^'\n]*'(?!\w)|"[^"\n]*"|`[^`\n]*`|“[^“”\n]*”|‘[^‘’\n]*’|«[^«»\n]*»""")
+_CLOSED = re.compile(r"[\d@#/\\_<>{}\[\]=$%&*+^~|]|\w[.:]\w")
+"""In words with digits or signs (numbers, dates, names of columns, markup) and in addresses."""
 _SHORTEST = 4
 _MEANING_HANGS_ON_TEXT = (
     "about above after again against before below between both different down each either "
     "equal every except exactly fewer fewest first from greater have highest into largest last "
     "least less longest lowest more most neither never next none only other over past same shortest "
     "smallest still than that then there these this those through twice under until with within "
-    "without"
+    "without zero three four five seven eight nine eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred "
+    "thousand million billion half third fourth fifth"
 )
 _MEANING_HANGS_ON = frozenset(_MEANING_HANGS_ON_TEXT.split())
-"""Small words that one slip may turn into another word, or whose loss changes what is asked."""
+"""Small words and numbers that one slip may turn into another word, or whose loss changes what is asked."""
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _TRIES = 8
 
@@ -64,8 +63,12 @@ def open_words(question: str, answer: str) -> list[tuple[int, int]]:
     (a capital inside the sentence), words with signs in them, short words, and small words on which
     the meaning hangs.
     """
-    closed = [match.span() for pattern in _CLOSED for match in pattern.finditer(question)]
+    closed = [match.span() for match in _QUOTED.finditer(question)]
+    closed += [m.span() for m in re.finditer(r"\S+", question) if _CLOSED.search(m[0])]
     said = answer.casefold()
+    is_closed = bytearray(len(question))
+    for start, end in closed:
+        is_closed[start:end] = b"\1" * (end - start)
     found: list[tuple[int, int]] = []
     for match in _WORD.finditer(question):
         word, (start, end) = match[0], match.span()
@@ -78,9 +81,7 @@ def open_words(question: str, answer: str) -> list[tuple[int, int]]:
             continue
         if folded.endswith("s") and len(folded) > _SHORTEST and folded[:-1] in said:
             continue
-        if not any(
-            start < closed_end and closed_start < end for closed_start, closed_end in closed
-        ):
+        if not any(is_closed[start:end]):
             found.append((start, end))
     return found
 
@@ -174,9 +175,12 @@ class Noise:
         for _ in range(_TRIES):
             kind = rng.choice(sorted(_SLIPS))
             new = _SLIPS[kind](word, rng)
-            if new != word and new.casefold() not in self._known:
+            if new != word and not self._is_word(new.casefold()):
                 return kind, new
         return "none", word
+
+    def _is_word(self, new: str) -> bool:
+        return new in self._known or new in _MEANING_HANGS_ON
 
     def close(self) -> None:
         """Nothing to give back."""

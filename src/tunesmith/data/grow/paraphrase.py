@@ -21,6 +21,12 @@ _IMPERATIVES_TEXT = (
     "describe identify compare summarise summarize"
 )
 _IMPERATIVES = frozenset(_IMPERATIVES_TEXT.split())
+_ABOUT_A_TEXT_WORDS = (
+    "classify convert correct extract paraphrase print rephrase rewrite summarise summarize translate "
+    "write"
+)
+_ABOUT_A_TEXT = frozenset(_ABOUT_A_TEXT_WORDS.split())
+"""Requests with a text after them, which begins and ends where nothing says so."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ def _is_question(text: str) -> bool:
 
 
 def _is_request(text: str) -> bool:
-    return _first(text) in _IMPERATIVES and not text.endswith("?") and _is_one_sentence(text)
+    is_plain = not text.endswith(("?", "!")) and _first(text) not in _ABOUT_A_TEXT
+    return _first(text) in _IMPERATIVES and is_plain and _is_one_sentence(text)
 
 
 def _is_one_sentence(text: str) -> bool:
@@ -59,7 +66,9 @@ def _is_one_sentence(text: str) -> bool:
 
 def _may_be_followed(text: str) -> bool:
     """Whether words after it cannot be taken for a part of what is asked about."""
-    return text[-1:] in "?.!" and _is_one_sentence(text) and asks(text)
+    is_about_what_follows = not _ABOUT_A_TEXT.isdisjoint(text.casefold().split()[:4])
+    ends = text[-1:] in "?.!" and _is_one_sentence(text)
+    return ends and asks(text) and not is_about_what_follows
 
 
 def _lowered(text: str) -> str:
@@ -110,16 +119,16 @@ TEMPLATES: Mapping[str, Template] = {
     "tell-me": Template(_is_question, lambda text: f"Tell me, {_lowered(text)}"),
     "so": Template(_is_question, lambda text: f"So, {_lowered(text)}"),
     "what-is": _contracted(r"(What|Who|Where) is (?=\w)", r"\1's "),
-    "whats": _contracted(r"(What|Who|Where)'s (?=\w)", r"\1 is "),
+    "whats": _contracted(r"(What|Who|Where)'s (?=(?:the|a|an|my|your|this|that)\b)", r"\1 is "),
 }
 """Name -> a form that keeps the meaning: what is asked about stays letter by letter."""
 
 _BEFORE = re.compile(
-    r"^(?:please answer this:|i have a question\.|quick question:|here is what i would like to know:|"
+    r"(?:please answer this:|i have a question\.|quick question:|here is what i would like to know:|"
     r"can you help me with this\?|hello!|hi,|i need help with this:|tell me,|so,|please|"
     r"i would like you to|could you please|can you)\s+",
 )
-_AFTER = re.compile(r"\s+(?:thanks\.|thank you!|thanks in advance\.|please tell me\.)$")
+_AFTER = (" thanks.", " thank you!", " thanks in advance.", " please tell me.")
 _CONTRACTED = re.compile(r"^(what|who|where)'s\b")
 _MARKS = re.compile(r"[^\w\s]+")
 
@@ -130,9 +139,12 @@ def core(question: str) -> str:
     Two questions with the same core ask the same.
     """
     text = " ".join(question.casefold().split())
-    while (shorter := _AFTER.sub("", _BEFORE.sub("", text))) != text:
-        text = shorter
-    return " ".join(_MARKS.sub(" ", _CONTRACTED.sub(r"\1 is", text)).split())
+    start, end = 0, len(text)
+    while before := _BEFORE.match(text, start):
+        start = before.end()
+    while after := next((words for words in _AFTER if text.endswith(words, start, end)), ""):
+        end -= len(after)
+    return " ".join(_MARKS.sub(" ", _CONTRACTED.sub(r"\1 is", text[start:end])).split())
 
 
 class Paraphrase:

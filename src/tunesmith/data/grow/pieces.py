@@ -15,8 +15,13 @@ Path = Sequence[str | int]
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
-as_json: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False).encode
-"""A value as JSON on one line."""
+_ENCODE: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False).encode
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def as_json(value: object) -> str:
+    """A value as JSON on one line; half of a surrogate pair, which has no UTF-8, as its escape."""
+    return _HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", _ENCODE(value))
 
 
 def raw_at(text: str, path: Path) -> str:

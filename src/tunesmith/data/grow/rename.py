@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +19,8 @@ from tunesmith.data.grow.rule import Draw, Made, Unfit
 from tunesmith.data.grow.schema_text import NameSpan, name_spans, spliced
 from tunesmith.data.grow.turns import context_paths, remade
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError
+from tunesmith.data.scripts import from_script, what_waits
+from tunesmith.errors import DataError, EnvironmentProblem
 from tunesmith.store import sha256_of_json, storage_errors, writing
 
 __all__ = ["Rename", "renamed_query", "tables_of"]
@@ -50,8 +52,8 @@ class Rename:
     The query is read by sqlglot, and the new names are put where it found the old ones, so that all
     else in it stays as it was written. Names in the prompt are changed where they stand as names.
     The database is copied, and SQLite itself renames its tables and columns. Then both queries run:
-    a new row is made only when they return the same rows, each as often. Where that is no row, both
-    must compile to the same program of SQLite.
+    a new row is made only when they return the same rows, each as often. Where that is no row, or
+    nothing but 0 and NULL, both must compile to the same program of SQLite.
 
     Args:
         databases: name -> SQLite file, or SQL script that makes one.
@@ -61,11 +63,17 @@ class Rename:
     Raises:
         DataError: a database cannot be read.
         StorageError: the folder cannot be written.
+        EnvironmentProblem: sqlglot is not installed.
     """
 
     name = "rename"
 
     def __init__(self, databases: Mapping[str, Path], folder: Path, seed: int) -> None:
+        if find_spec("sqlglot") is None:
+            raise EnvironmentProblem(
+                "the rule rename needs the package 'sqlglot', which is not installed",
+                fix="pip install 'tunesmith[data]'",
+            )
         self._folder, self._seed = folder, seed
         self._originals: dict[str, _Original] = {}
         self._copies: dict[tuple[str, int], _Copy | str] = {}
@@ -140,13 +148,13 @@ def _opened(name: str, path: Path, folder: Path) -> _Original:
     try:
         if path.suffix.lower() == ".sql":
             file = folder / f"{name}.sqlite"
-            with closing(sqlite3.connect(":memory:")) as connection:
-                connection.executescript(path.read_text(encoding="utf-8"))
-                content = connection.serialize()
+            content = from_script(path)
             with writing(file) as temporary:
                 temporary.write_bytes(content)
+        if waits := what_waits(file):
+            raise DataError(f"the database {name} ({path}) cannot be read: {waits}")
         columns, others = tables_of(file)
-    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
+    except (OSError, sqlite3.Error, sqlite3.Warning, UnicodeDecodeError) as error:
         raise DataError(
             f"the database {name} ({path}) cannot be read: {error}",
             fix="name an SQLite file, or a script that ends in .sql",
@@ -341,12 +349,18 @@ def _proved(row: Row, before: str, after: str, original: _Original, copy: _Copy)
         return Unfit(f"the renamed query fails: {right.error}")
     if not same_rows(left, right):
         return Unfit("the renamed query returns other rows")
-    if left.rows:
+    if _tells(left.rows):
         noun = "row" if len(left.rows) == 1 else "rows"
         return f"both queries return the same {len(left.rows)} {noun}"
+    found = "no row that tells them apart" if left.rows else "no rows"
     if original.file.program(old) != copy.file.program(new):
-        return Unfit("both queries return no rows, and SQLite compiles them to different programs")
-    return "both queries return no rows and compile to the same program"
+        return Unfit(f"both queries return {found}, and SQLite compiles them to different programs")
+    return f"both queries return {found} and compile to the same program"
+
+
+def _tells(rows: Sequence[Sequence[Any]]) -> bool:
+    """Whether equal results say something: a count of 0 or an average of nothing may be equal by luck."""
+    return any(cell not in (None, 0, "") for row in rows for cell in row)
 
 
 def _with_meta(row: Row, database: str, texts: Mapping[str, str]) -> Row:

@@ -12,6 +12,8 @@ __all__ = ["NameSpan", "Statement", "name_spans", "spliced", "statements"]
 _COMPACT = re.compile(r"(?<![\w.])[\"`\[]?(\w+)[\"`\]]?[ \t]*\(([^()\n]*)\)")
 _DOTTED = re.compile(r"(?<![\w.])(\w+)\.(\w+)(?![\w(]|\.\w)")
 _WORD = re.compile(r"\w+")
+_MOST_SEMICOLONS = 100
+"""Within quotes and comments of one statement."""
 _CREATE = re.compile(r"\bcreate\s+(?:temp\s+|temporary\s+)?table\b", re.IGNORECASE)
 
 
@@ -48,7 +50,10 @@ def statements(text: str) -> list[Statement]:
 def _end_of(text: str, start: int) -> int | None:
     """Behind the first semicolon that ends the statement for SQLite, else behind its last bracket."""
     at = start
-    while (at := text.find(";", at)) >= 0:
+    for _ in range(_MOST_SEMICOLONS):
+        at = text.find(";", at)
+        if at < 0:
+            break
         if sqlite3.complete_statement(text[start : at + 1]):
             piece = text[start : at + 1]
             # Another statement inside means that this one had no semicolon of its own.
@@ -103,7 +108,9 @@ def _in_statements(text: str, known: Mapping[str, set[str]]) -> Iterator[NameSpa
             if node.name.casefold() in every and "start" in node.meta:
                 quote = int(bool(node.args.get("quoted")))
                 start = statement.start + node.meta["start"] + quote
-                yield NameSpan(start, start + len(node.name), node.name)
+                end = start + len(node.name)
+                if text[start:end] == node.name:
+                    yield NameSpan(start, end, node.name)
 
 
 def _compact(text: str, known: Mapping[str, set[str]]) -> Iterator[NameSpan]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.data.grow.rule import Draw, Made, Unfit
 from tunesmith.data.grow.schema_text import statements
-from tunesmith.data.grow.turns import context_paths, question_path, remade
+from tunesmith.data.grow.turns import asks, context_paths, question_path, remade
 from tunesmith.data.rows import Row
 
 __all__ = ["Shuffle", "shuffled"]
@@ -24,8 +24,10 @@ _DOCUMENT = re.compile(
     r"(?:\d+|[a-z])?\]?[ \t]*[:.)]|\[\d+\]|<(?:document|doc|passage|context)\b[^>\n]*>)"
 )
 _EXAMPLE = re.compile(r"(?im)^(?:q|question|input|example(?:[ \t]+\d+)?)[ \t]*:")
+_LABELLED = re.compile(r"(?i)(?:question|query|q|task|instruction)[ \t]*:")
 _ANSWERED = re.compile(r"(?im)^(?:a|answer|output|label|sql|response)[ \t]*:[ \t]*\S")
 _SQL = re.compile(r"\s*(?:```\w*\s*)?(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
+_INSERT = re.compile(r"\binsert\b", re.IGNORECASE)
 _ORDER_WORDS = re.compile(
     r"(?i)\b(?:first|second|third|last|above|below|previous|next|following|preceding|former|latter|"
     r"earlier|later|order(?:ed)?|latest|newest|beginning|end)\b"
@@ -146,6 +148,8 @@ def _blocks(text: str, opening: re.Pattern[str], what: str) -> _Part | None:
         if fits:
             run.append((start, start + len(piece)))
         elif run:
+            if what == "documents" and not _ends_documents(piece):
+                run.pop()  # It may be the next paragraph of the last one, and must not get another head.
             break
     if len(run) < 2:
         return None
@@ -153,6 +157,11 @@ def _blocks(text: str, opening: re.Pattern[str], what: str) -> _Part | None:
     pieces = tuple(text[start:end] for start, end in run)
     gaps = tuple(text[a[1] : b[0]] for a, b in pairwise(run))
     return _Part(run[0][0], run[-1][1], pieces, gaps, what)
+
+
+def _ends_documents(block: str) -> bool:
+    """Whether a block after a document is surely no part of it: it asks, or says that the question comes."""
+    return asks(block.split("\n", 1)[0]) or _LABELLED.match(block) is not None
 
 
 class Shuffle:
@@ -168,7 +177,8 @@ class Shuffle:
         question = question_path(row)
         if question is None:
             return Unfit("it has no question of a user")
-        is_sql = bool(_SQL.match(row.answer))
+        # Of `insert into t values (...)` the order of the columns decides.
+        is_sql = bool(_SQL.match(row.answer)) and not _INSERT.search(row.answer)
         asked = str(row.value[question[0]][question[1]]["content"])
         refers = bool(_ORDER_WORDS.search(asked)) or bool(_ORDER_WORDS.search(row.answer))
         changes: dict[tuple[str | int, ...], Any] = {}

@@ -64,7 +64,11 @@ def read_rows(
 
 
 def grounds_of(
-    files: Sequence[str], options: Options | None = None, *, may_be_held_out: bool = False
+    files: Sequence[str],
+    options: Options | None = None,
+    *,
+    may_be_held_out: bool = False,
+    form: str = "auto",
 ) -> Grounds:
     """The rows of files; of a sealed dataset's folder those for training, and beside them the others.
 
@@ -72,6 +76,7 @@ def grounds_of(
         files: files, folders, sealed datasets, or "-" for stdin.
         options: fields of files that are not sealed.
         may_be_held_out: take files of a sealed dataset's validation and test, too.
+        form: of files that are not sealed; told by their content when "auto".
 
     Raises:
         MissingError: a file is not there.
@@ -90,7 +95,7 @@ def grounds_of(
             continue
         if file != "-" and not may_be_held_out:
             _refuse_held_out(path)
-        found.rows.extend(read_rows([file], options))
+        found.rows.extend(read_rows([file], options, form))
     return found
 
 

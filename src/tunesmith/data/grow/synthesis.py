@@ -17,7 +17,13 @@ from tunesmith.data.grow.ask import Ask, Budget, Engine, Refused, Reply, Spent
 from tunesmith.data.grow.journal import Journal
 from tunesmith.data.grow.method import Method, Sampler, Taken
 from tunesmith.data.grow.pieces import as_json
-from tunesmith.errors import ConfigError, EngineError, TunesmithError, UsedDirectoryError
+from tunesmith.errors import (
+    ArtifactError,
+    ConfigError,
+    EngineError,
+    TunesmithError,
+    UsedDirectoryError,
+)
 from tunesmith.store import sha256_of_json, write_atomically
 
 __all__ = ["Places", "SynthesisResult", "synthesize"]
@@ -103,7 +109,8 @@ def synthesize(
 
     A run that was stopped or killed goes on where it was, when it is called with the same method,
     engine, sampler and inputs. Its replies are then read from the journal, not asked for again.
-    Limits may differ between the attempts; requests and tokens of all of them count.
+    Limits may differ between the attempts; requests and tokens of all of them count, but for those
+    under way when an attempt was killed.
 
     Args:
         method: what to ask, and what to make of replies.
@@ -119,6 +126,7 @@ def synthesize(
         ConfigError: the endpoint does not let us in.
         EngineError: it keeps failing, or refuses every request.
         UsedDirectoryError: the journal belongs to another run, or `out` is there without a journal.
+        ArtifactError: the journal is damaged.
         StorageError: the disk refuses. In each case the rows that were accepted are written.
         KeyboardInterrupt: Ctrl-C; as well.
     """
@@ -138,8 +146,13 @@ def synthesize(
     result = SynthesisResult()
     with Journal(places.journal, head, what="synthesis", fix=fix) as journal:
         run = _Run(method, engine, sampler, budget, journal, result)
-        for entry in journal.entries:
-            run.replay(entry)
+        try:
+            for entry in journal.entries:
+                run.replay(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{places.journal} is damaged: {type(error).__name__} {error}", fix=fix
+            ) from error
         if on_reply is not None:
             on_reply(result)
         try:
@@ -147,6 +160,7 @@ def synthesize(
         finally:
             result.n_requests, result.n_tokens = budget.n_requests, budget.n_tokens
             _write(result, places)
+            run.note_unanswered()
     return result
 
 
@@ -206,9 +220,14 @@ class _Run:
         self._asks: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         self._heard: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
         self._n_refused = 0
+        self._n_noted = 0
 
     def replay(self, entry: Mapping[str, Any]) -> None:
-        """Take a reply of an earlier attempt."""
+        """Take a reply of an earlier attempt, or the number of its requests that had none."""
+        if "unanswered" in entry:
+            self._n_noted += int(entry["unanswered"])
+            self._budget.n_requests += int(entry["unanswered"])
+            return
         asked, said = entry["ask"], entry["reply"]
         ask = Ask(
             asked["id"],
@@ -220,6 +239,7 @@ class _Run:
         )
         reply: Reply | Refused = Refused(**said) if "reason" in said else Reply(**said)
         self._take(ask, reply)
+        self._n_noted += reply.n_attempts
         self._budget.n_requests += reply.n_attempts
         self._budget.n_tokens += reply.tokens if isinstance(reply, Reply) else 0
 
@@ -284,6 +304,7 @@ class _Run:
         """Into the journal first, then into the rows."""
         asked = {"id": ask.id, "seed": ask.seed, "notes": dict(ask.notes)}
         self._journal.add({"ask": asked, "reply": asdict(reply)})
+        self._n_noted += reply.n_attempts
         self._take(ask, reply)
         self._n_refused = self._n_refused + 1 if isinstance(reply, Refused) else 0
         if self._n_refused >= MOST_REFUSED_IN_A_ROW and isinstance(reply, Refused):
@@ -291,6 +312,13 @@ class _Run:
                 f"the endpoint refused {self._n_refused} requests in a row: {reply.reason}",
                 fix="check the model's name and its longest prompt; what was made is kept",
             )
+
+    def note_unanswered(self) -> None:
+        """Note the requests that no reply in the journal accounts for: the next attempt counts them, too."""
+        n_unanswered = self._budget.n_requests - self._n_noted
+        if n_unanswered > 0:
+            self._journal.add({"unanswered": n_unanswered})
+            self._n_noted += n_unanswered
 
     def _take(self, ask: Ask, reply: Reply | Refused) -> None:
         taken = self._method.take(ask, reply)

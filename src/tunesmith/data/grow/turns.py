@@ -35,7 +35,7 @@ _ASKING_TEXT = (
     "make create please convert rewrite identify define compare solve"
 )
 _ASKING = frozenset(_ASKING_TEXT.split())
-_LABEL = re.compile(r"(?im)^\s*(?:question|query|q|task|instruction)\s*:[ \t]*")
+_LABEL = re.compile(r"(?im)^[ \t]*(?:question|query|q|task|instruction)[ \t]*:[ \t]*")
 
 
 def _turns_key(row: Row) -> str | None:
@@ -106,7 +106,7 @@ def question_span(text: str) -> tuple[int, int] | None:
         return None
     if len(paragraphs) == 1 and "\n" not in text.strip():
         return _trimmed(text, *paragraphs[0])
-    lines = [(m.start(), m.end()) for m in re.finditer(r"[^\n]*\S[^\n]*", text)]
+    lines = [m.span() for m in re.finditer(r"[^\n]+", text) if not m[0].isspace()]
     for start, end in (lines[-1], lines[0]):
         if asks(text[start:end]):
             return _trimmed(text, start, end)

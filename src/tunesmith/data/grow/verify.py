@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tunesmith.data.grow.execute import Failed, ReadOnly, same_rows
 from tunesmith.data.rows import Row
+from tunesmith.data.scripts import what_waits
 from tunesmith.errors import ConfigError
 from tunesmith.registry import Table
 
@@ -29,7 +30,7 @@ __all__ = [
     "final_value",
 ]
 
-_FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*+[\w+-]*+[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class SqlAnswer:
                     f"the database {name} ({path}) is no SQLite file",
                     fix="of a script make one first: sqlite3 NAME.sqlite < NAME.sql",
                 )
+            if waits := what_waits(path):
+                raise ConfigError(f"the database {name} ({path}) cannot be read: {waits}")
             self._files[name] = ReadOnly(path)
 
     def check(self, row: Row, answer: str) -> Checked:
@@ -265,7 +268,7 @@ class AnyAnswer:
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _MARKED = re.compile(
-    r"(?:####|(?:final )?answer(?: is)?\s*[:=]?|\d\s*=(?=\s*[-+.\d]+\s*\.?$))\s*(.+?)\s*$",
+    r"(?:####|(?:final )?answer(?: is)?\s*[:=]?|\d\s*=(?=\s*[-+.\d]+\s*\.?$))\s*(.+)$",
     re.IGNORECASE,
 )
 

@@ -199,12 +199,12 @@ def _by_likeness(removed: list[_Kept], added: list[_Kept]) -> _Rest:
     texts = [_words(found) for found, _ in added]
     index: dict[str, list[int]] = defaultdict(list)
     for place, text in enumerate(texts):
-        for word in set(text):
+        for word in dict.fromkeys(text):
             index[word].append(place)
     likely: list[tuple[float, int, int]] = []
     for place, (found, _) in enumerate(removed):
         mine = _words(found)
-        rare = [word for word in set(mine) if len(index.get(word, ())) <= _RARE]
+        rare = [word for word in dict.fromkeys(mine) if len(index.get(word, ())) <= _RARE]
         shared = Counter(other for word in rare for other in index.get(word, ()))
         for other, _ in shared.most_common(_CANDIDATES):
             likeness = difflib.SequenceMatcher(None, mine, texts[other], autojunk=False).ratio()

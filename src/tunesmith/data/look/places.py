@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import STDIN, expand, open_source
+from tunesmith.data.read import AUTO, STDIN, expand, open_source
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, parse_sealed, tell, to_row
 from tunesmith.data.split import SPLITS
@@ -31,6 +31,8 @@ class Place:
         splits: names of its splits; `RAW` alone for files that are not split.
         report: a sealed dataset's `report.json`; None for raw files.
         problems: what kept raw rows from being read, once `rows` went through.
+        schemas: raw file -> its schema, once `rows` went through; "" when none fits.
+        told_by: raw file -> what its schema was told by.
     """
 
     name: str
@@ -38,9 +40,11 @@ class Place:
     report: Mapping[str, Any] | None = None
     problems: Problems = field(default_factory=Problems)
     schemas: dict[str, str] = field(default_factory=dict)
+    told_by: dict[str, str] = field(default_factory=dict)
     _artifact: Artifact | None = None
     _files: tuple[Path, ...] = ()
     _options: Options = field(default_factory=Options)
+    _form: str = AUTO
 
     def rows(self, split: str) -> Iterator[Row]:
         """The rows of one split, in order.
@@ -62,10 +66,14 @@ class Place:
                 yield split, row
 
     def _raw(self, path: Path) -> Iterator[Row]:
-        raws = open_source(path).rows(self.problems)
+        raws = open_source(path, form=self._form).rows(self.problems)
         head = list(islice(raws, HEAD_ROWS))
         told = tell(head, self._options)
-        self.schemas[str(path)] = told.schema
+        self.schemas[str(path)], self.told_by[str(path)] = told.schema, told.why
+        if head and not told.schema:
+            # Each of its rows would be a problem of its own, and the same one.
+            self.problems.add(str(path), told.why)
+            return
         for raw in chain(head, raws):
             row = to_row(raw, told, self._options, self.problems)
             if row is not None:
@@ -78,11 +86,12 @@ def _sealed(path: Path) -> Iterator[Row]:
             yield parse_sealed(f"{path}:{number}", line)
 
 
-def open_place(place: str | Path, options: Options | None = None) -> Place:
+def open_place(place: str | Path, options: Options | None = None, form: str = AUTO) -> Place:
     """A sealed dataset's folder, a file, `-` for stdin, or a folder of raw files.
 
     Args:
         options: how raw rows are read.
+        form: of raw files; told by their content when "auto".
 
     Raises:
         MissingError: there is no such file or folder, or it has no files with rows.
@@ -100,4 +109,4 @@ def open_place(place: str | Path, options: Options | None = None) -> Place:
             fix="name a sealed dataset's folder, a recipe, or a file with rows",
         )
     files = (path,) if str(place) == STDIN else tuple(expand([path]))
-    return Place(str(place), (RAW,), _files=files, _options=options or Options())
+    return Place(str(place), (RAW,), _files=files, _options=options or Options(), _form=form)

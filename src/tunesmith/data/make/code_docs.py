@@ -241,11 +241,13 @@ def _cut(where: str, qualified: str, node: Function, lines: list[str]) -> _Found
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parsed = ast.parse(code)
+            shape = _shape(ast.parse(code))
     except (SyntaxError, ValueError):
         return None
+    except (RecursionError, MemoryError):
+        shape = code  # a sum of a thousand parts: told from others by its letters
     said = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
-    return _Found(where, qualified, signature, code, said, _shape(parsed))
+    return _Found(where, qualified, signature, code, said, shape)
 
 
 def _shape(parsed: ast.Module) -> str:

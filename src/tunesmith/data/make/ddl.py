@@ -142,11 +142,13 @@ def _statements(script: str) -> Iterator[tuple[int, str]]:
                 start = line + text[: len(text) - len(text.lstrip())].count("\n")
             parts += [text] if parts or text.strip() else []
         line += text.count("\n")
+        if text != ";":
+            continue
         statement = "".join(parts).strip()
         is_trigger = re.match(r"create\s+(?:temp\w*\s+)?trigger\b", statement, re.I)
-        if text == ";" and is_trigger and not re.search(r"\bend$", statement, re.I):
+        if is_trigger and not re.search(r"\bend\Z", statement[-4:], re.I):
             parts.append(";")
-        elif text == ";":
+        else:
             parts = []
             if statement:
                 yield start, statement

@@ -168,14 +168,16 @@ def _told(
                 where, str(dict(record))[:80], "no template goes without the values that it lacks"
             )
         for at in order.shuffled(fit, where)[: options.texts_a_record]:
-            text = _FORMATTER.vformat(options.templates[at], (), values)
+            text = options.templates[at]
             try:
+                text = _FORMATTER.vformat(text, (), values)
                 said = {
                     n: _typed(values[n], properties.get(n, {}))
                     for n in record
                     if n in slots[at] and n in properties
                 }
             except ValueError as error:
+                # Of a value's type, or of a form such as {price:.2f} that the value does not have.
                 made.drop(where, text[:80], str(error))
                 continue
             pairs.append((where, text, _completed(said, schema), str(at)))
@@ -189,11 +191,17 @@ def _slots(template: str, known: Mapping[str, object]) -> set[str]:
         ConfigError: it names others than the records have, or none.
     """
     try:
-        names = {name for _, name, _, _ in _FORMATTER.parse(template) if name is not None}
+        parts = [part for part in _FORMATTER.parse(template) if part[1] is not None]
+        names = {str(name) for _, name, _, _ in parts}
     except ValueError as error:
         raise ConfigError(
             f"--template {template!r}: {error}", fix="write a brace itself as {{"
         ) from error
+    if nested := [form for _, _, form, _ in parts if "{" in (form or "")]:
+        raise ConfigError(
+            f"--template {template!r}: a slot in the form {nested[0]!r}",
+            fix="write the form itself, such as {price:>10}",
+        )
     unknown = sorted(names - set(known))
     if unknown or not names:
         raise ConfigError(

@@ -152,6 +152,8 @@ class _Filler:
         for column in self.table.of("category"):
             if shape.needs_no_gap and column.has_nulls:
                 continue
+            if column.has_blanks and (shape.needs_no_gap or "distinct" in shape.sql):
+                continue
             base = {"c": self.sql(column), "c_one": column.one, "c_many": plural(column.one)}
             yield from (base | two for two in self._values(column))
 
@@ -159,11 +161,11 @@ class _Filler:
         values = self.some(column.values, column.name)
         for index, value in enumerate(values):
             other = values[(index + 1) % len(values)]
+            two = {"w": value_in_sql(other), "w_said": spoken(other)} if other != value else {}
             yield {
                 "v": value_in_sql(value),
                 "v_said": spoken(value),
-                "w": value_in_sql(other),
-                "w_said": spoken(other),
+                **two,
                 "k": str((2, 3, 4, 5, 10, 20)[index]),
             }
 
@@ -202,7 +204,7 @@ class _Filler:
             yield from ({"f": self.sql(c), "f_one": c.one} for c in self.table.of("flag"))
         elif need == "missing":
             for column in self.table.of("number", "category", "date", "text", "year"):
-                if column.has_nulls:
+                if column.has_nulls and not column.has_blanks:
                     yield {"m": self.sql(column), "m_one": column.one, "m_a": article(column.one)}
         for column in self.table.of("date") if need == "date" else ():
             days = [str(value) for value in self.some(column.values, column.name)]
@@ -297,7 +299,7 @@ def _worded(shape: Shape, fill: Fill, table: Table) -> Iterator[Question]:
     except KeyError:
         return  # a slot that this table has nothing for, such as a day in a column of times
     if not table.rows_are_things:
-        sql = re.sub(r"^select (?!distinct|count|max|min)", "select distinct ", sql)
+        sql = re.sub(r"^select (?!distinct |(?:count|max|min)\()", "select distinct ", sql)
     ranks = (shape.ranks.format_map(fill), int(fill.get("k", "1")) if "{k}" in shape.sql else 1)
     tables = tuple(
         dict.fromkeys(

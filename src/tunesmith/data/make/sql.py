@@ -202,8 +202,10 @@ def _trivial(rows: Sequence[tuple[object, ...]], question: Question) -> str:
         return "the result is empty"
     if len(rows) > MAX_RESULT_ROWS:
         return f"the result has more than {MAX_RESULT_ROWS} rows"
-    if any(cell is None for row in rows for cell in row):
-        return "the result has a NULL"
+    if any(
+        cell is None or (isinstance(cell, str) and not cell.strip()) for row in rows for cell in row
+    ):
+        return "the result has a NULL or a blank"
     if len(rows) == 1 and rows[0] in ((0,), (0.0,)):
         return "the result is 0"
     if question.is_single and len(rows) > 1:

@@ -186,7 +186,10 @@ def _unfit(answer: str, options: SupportOptions) -> str:
 def _is_part(sections: Sequence[_Section], index: int) -> bool:
     """Whether a section belongs to the answer of a question above it."""
     level = sections[index].level
-    for above in reversed(sections[:index]):
+    for at in range(index - 1, -1, -1):
+        above = sections[at]
+        if level == 1:
+            break
         if above.level < level:
             if above.asks:
                 return True

@@ -39,6 +39,7 @@ class Column:
         values: different real values that can stand in a question, in the order of the table.
         is_unique: no value occurs twice and none is missing.
         has_nulls: some row has no value.
+        has_blanks: some row has a text of nothing but white space, which says as little.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Column:
     values: tuple[Value, ...] = ()
     is_unique: bool = False
     has_nulls: bool = False
+    has_blanks: bool = False
 
     @property
     def sql(self) -> str:
@@ -268,7 +270,8 @@ def _measured(reader: _Reader, table: str, name: str, words: str) -> Column:
     has_nulls = counted is None or counted[1] < counted[0]
     role = _role(words, kinds, different, n_rows=len(sample))
     one = noun_phrase(words) if role == "number" else words
-    return Column(name, one, role, tuple(usable), is_unique, has_nulls)
+    has_blanks = any(isinstance(value, str) and not value.strip() for value in different)
+    return Column(name, one, role, tuple(usable), is_unique, has_nulls, has_blanks)
 
 
 def _role(words: str, kinds: set[type], different: Sequence[Value], *, n_rows: int) -> Role:
@@ -282,6 +285,8 @@ def _role(words: str, kinds: set[type], different: Sequence[Value], *, n_rows: i
     if all(re.fullmatch(r"-?\d+(\.\d+)?", str(value)) for value in different):
         return "unused"  # numbers kept as text compare as text: 9 comes after 10
     if len(different) <= MAX_CATEGORIES and len(different) <= max(2, 0.6 * n_rows):
+        if len({str(value).casefold().strip() for value in different}) < len(different):
+            return "unused"  # "Red" and "red": a question means both, a query one
         return "category" if len(different) > 1 else "unused"
     return "text"
 
@@ -327,6 +332,8 @@ def _links(reader: _Reader, table: Table, by_name: Mapping[str, Table]) -> list[
         to = str(row[4]) if row[4] is not None else (target.key if target else None)
         if target is None or to is None or row[0] in composed or target is table:
             continue
+        if not _tells_rows_apart(reader, target, to):
+            continue  # a join would count a row once for each row that it meets
         links.append(Link(str(row[3]), target.name, to, _link_role(str(row[3]), target), True))
     taken = {link.column.lower() for link in links}
     for info in reader.rows(f"pragma table_info({table.sql})", MAX_COLUMNS):
@@ -334,6 +341,17 @@ def _links(reader: _Reader, table: Table, by_name: Mapping[str, Table]) -> list[
         link = None if name.lower() in taken else _inferred(reader, table, name, by_name)
         links += [link] if link is not None else []
     return links
+
+
+def _tells_rows_apart(reader: _Reader, table: Table, column: str) -> bool:
+    """Whether no value of a column stands in two rows: SQLite lets a foreign key refer to any column."""
+    if table.key is not None and column.lower() == table.key.lower():
+        return True
+    try:
+        counted = reader.counts(table.sql, name_in_sql(column))
+    except sqlite3.OperationalError:  # there is no such column
+        return False
+    return counted is not None and counted[1] == counted[2]
 
 
 def _inferred(

@@ -14,6 +14,7 @@ from tunesmith.data.read.source import (
     Source,
     open_source,
     parse_chunk,
+    parse_each,
     parse_rows,
     read_file,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "expand",
     "open_source",
     "parse_chunk",
+    "parse_each",
     "parse_rows",
     "read_file",
     "survey",

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tunesmith.data.problems import Problems
 from tunesmith.data.read.limits import DEFAULTS, Limits
-from tunesmith.data.rows import RawRow
+from tunesmith.data.rows import BadRow, RawRow
 
 __all__ = ["Chunk", "Faults", "Form", "Job", "Record", "Stream", "Unreadable", "gathered"]
 
@@ -153,7 +152,12 @@ def _chunk(job: Job, held: list[Record], heading: tuple[str, ...], faults: Fault
 
 @dataclass(frozen=True)
 class Form:
-    """How files of one form are read: divided in one process, parsed in any."""
+    """How files of one form are read: divided in one process, parsed in any.
+
+    Attributes:
+        divide: the pieces of a file; what it notes as a problem damages the file as a whole.
+        parse: the rows of a piece, in order, those that cannot be read among them.
+    """
 
     divide: Callable[[Stream, Job], Iterator[Chunk]]
-    parse: Callable[[Chunk, Problems], Iterator[RawRow]]
+    parse: Callable[[Chunk], Iterator[RawRow | BadRow]]

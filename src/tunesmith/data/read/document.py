@@ -7,14 +7,14 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 
-from tunesmith.data.problems import Problems
-from tunesmith.data.read.chunk import Chunk, Form, Job, Stream, Unreadable, gathered
+from tunesmith.data.read.chunk import Chunk, Form, Job, Record, Stream, Unreadable, gathered
 from tunesmith.data.read.limits import in_words
 from tunesmith.data.read.lines import BOM
 from tunesmith.data.read.objects import Refused, fields_of
 from tunesmith.data.read.stream import full_read
-from tunesmith.data.rows import RawRow
+from tunesmith.data.rows import BadRow, RawRow, bad_text
 
 __all__ = ["FORM", "TURN_LISTS"]
 
@@ -140,7 +140,28 @@ def divide(stream: Stream, job: Job) -> Iterator[Chunk]:
     Raises:
         Unreadable: at the first fault of the document. The rows before it were yielded.
     """
-    return gathered(_rows(_Window(stream, job), job), job)
+    return gathered(_numbered(_rows(_Window(stream, job), job)), job)
+
+
+def _numbered(rows: Iterator[Record]) -> Iterator[Record]:
+    """Rows with their lines; where the first two begin on one line, which then tells no row from the next, with
+    their own numbers."""
+    held: list[Record] = []
+    try:
+        held += [next(rows)]
+        held += [next(rows)]
+    except StopIteration:
+        yield from held
+        return
+    except Unreadable:
+        yield from held
+        raise
+    if held[0][0] != held[1][0]:
+        yield from held
+        yield from rows
+        return
+    for number, (_, texts) in enumerate(chain(held, rows), 1):
+        yield number, texts
 
 
 def _rows(window: _Window, job: Job) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -221,13 +242,13 @@ def _row(window: _Window, job: Job) -> str:
     return text
 
 
-def parse(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
-    """A row for each object; every other element is a problem."""
+def parse(chunk: Chunk) -> Iterator[RawRow | BadRow]:
+    """A row for each object; every other element is bad."""
     for line, (text,) in chunk.records:
         try:
             fields = fields_of(text, chunk.limits.max_depth)
         except Refused as error:
-            problems.add(f"{chunk.file}:{line}", str(error))
+            yield BadRow(chunk.file, line, (str(error),), bad_text(text))
         else:
             yield RawRow(chunk.file, line, fields)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunesmith.data.problems import Problems
 from tunesmith.data.read.chunk import Chunk, Form, Job, Stream
 from tunesmith.data.read.lines import BOM, Block, blocks, decoded, too_long
 from tunesmith.data.read.objects import Refused, fields_of
-from tunesmith.data.rows import RawRow
+from tunesmith.data.rows import BadRow, RawRow, bad_text
 
 __all__ = ["FORM"]
 
@@ -35,12 +34,22 @@ def divide(stream: Stream, job: Job) -> Iterator[Chunk]:
             )
 
 
-def parse(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
-    """A row for each line that holds a JSON object; every other line that is not blank is a problem."""
+def parse(chunk: Chunk) -> Iterator[RawRow | BadRow]:
+    """A row for each line that holds a JSON object; every other line that is not blank is bad."""
     data, file, limits = chunk.data, chunk.file, chunk.limits
     block = Block(chunk.first_line, chunk.offset, data)
     last = chunk.first_line + data.count(b"\n")
-    for number, text in decoded(block, file, limits, problems.add):
+    no_texts: list[BadRow] = []
+
+    def no_text(number: int, what: str, line: bytes) -> None:
+        is_long = len(line) > limits.max_row_bytes
+        shown = "" if is_long else bad_text(line.decode("utf-8", "backslashreplace"))
+        no_texts.append(BadRow(file, number, (what,), shown))
+
+    for number, text in decoded(block, limits, no_text):
+        if no_texts:
+            yield from no_texts
+            no_texts.clear()
         if not text.strip(_BLANK):
             continue
         try:
@@ -48,11 +57,11 @@ def parse(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
         except Refused as error:
             # Only the last line of a file has no line feed.
             cut = number == last and error.is_cut
-            problems.add(
-                f"{file}:{number}", f"{'the last line is cut off: ' if cut else ''}{error}"
-            )
+            what = f"{'the last line is cut off: ' if cut else ''}{error}"
+            yield BadRow(file, number, (what,), bad_text(text.rstrip("\r")))
         else:
             yield RawRow(file, number, fields)
+    yield from no_texts
 
 
 FORM = Form(divide, parse)

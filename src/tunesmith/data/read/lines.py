@@ -60,15 +60,17 @@ def blocks(stream: Stream, limits: Limits) -> Iterator[Block]:
         yield Block(line, offset, rest)
 
 
-def decoded(
-    block: Block, file: str, limits: Limits, fault: Callable[[str, str], None]
-) -> Iterator[tuple[int, str]]:
+Fault = Callable[[int, str, bytes], None]
+"""Takes the number of a line that is no text, why it is none, and its bytes."""
+
+
+def decoded(block: Block, limits: Limits, fault: Fault) -> Iterator[tuple[int, str]]:
     """Line number and text (without the line feed) of each line that is text.
 
-    Every other line goes to `fault`: not UTF-8, with a NUL byte, or too long.
+    Every other line goes to `fault`, in its turn: not UTF-8, with a NUL byte, or too long.
     """
     if block.is_cut:
-        fault(f"{file}:{block.first_line}", too_long(limits))
+        fault(block.first_line, too_long(limits), block.data)
         return
     if block.offset == 0 and block.data.startswith(BOM):
         block = replace(block, data=block.data[len(BOM) :], offset=len(BOM))
@@ -79,23 +81,21 @@ def decoded(
         except UnicodeDecodeError:
             texts = []  # the slow way below names the line and the byte
     if not texts:
-        yield from _one_by_one(block, file, limits, fault)
+        yield from _one_by_one(block, limits, fault)
         return
     if not texts[-1]:
         texts.pop()
     yield from enumerate(texts, block.first_line)
 
 
-def _one_by_one(
-    block: Block, file: str, limits: Limits, fault: Callable[[str, str], None]
-) -> Iterator[tuple[int, str]]:
+def _one_by_one(block: Block, limits: Limits, fault: Fault) -> Iterator[tuple[int, str]]:
     at, number = 0, block.first_line
     while at < len(block.data):
         end = block.data.find(b"\n", at)
         end = len(block.data) if end < 0 else end
         line = block.data[at:end]
         if (what := _not_text(line, block.offset + at, limits)) is not None:
-            fault(f"{file}:{number}", what)
+            fault(number, what, line)
         else:
             yield number, line.decode("utf-8")
         at, number = end + 1, number + 1
@@ -148,11 +148,13 @@ class TextLines:
             is_open = not block.is_cut and not block.data.endswith(b"\n")
             n_lines = block.data.count(b"\n") + (1 if is_open or block.is_cut else 0)
             last = block.first_line + n_lines - 1
-            found = decoded(block, self._job.file, self._job.limits, self._faults.add)
-            for number, text in found:
+            for number, text in decoded(block, self._job.limits, self._fault):
                 yield from self._empty_until(number)
                 yield self._given(text if is_open and number == last else f"{text}\n")
             yield from self._empty_until(last + 1)
+
+    def _fault(self, number: int, what: str, line: bytes) -> None:
+        self._faults.add(f"{self._job.file}:{number}", what)
 
     def _empty_until(self, number: int) -> Iterator[str]:
         while self.number < number - 1:

@@ -8,6 +8,7 @@ a map was written by somebody and stays. Columns of Arrow's JSON type are read b
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,12 +16,11 @@ from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import IO, TYPE_CHECKING, Any
 
-from tunesmith.data.problems import Problems
 from tunesmith.data.read.chunk import Chunk, Form, Job, Stream, Unreadable
 from tunesmith.data.read.limits import Limits, in_words
 from tunesmith.data.read.objects import Refused, first_twice, flat, value_of
 from tunesmith.data.read.stream import Disk
-from tunesmith.data.rows import Field, RawRow
+from tunesmith.data.rows import BadRow, Field, RawRow, bad_text
 from tunesmith.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _refuse_columns(schema: pa.Schema) -> None:
             ) from error
 
 
-def parse(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
+def parse(chunk: Chunk) -> Iterator[RawRow | BadRow]:
     """A row for each record; null cells are left out."""
     pa = _arrow()
     number = chunk.first_line
@@ -148,14 +148,21 @@ def parse(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
         ]
         for batch in batches:
             for record in _records(batch, pa):
-                where = f"{chunk.file}:{number}"
                 try:
                     if isinstance(record, Exception):
                         raise Refused(f"a value that is not valid: {record}")
                     yield RawRow(chunk.file, number, _fields(record, columns, chunk.limits))
                 except Refused as error:
-                    problems.add(where, str(error))
+                    yield BadRow(chunk.file, number, (str(error),), _shown(record, chunk.limits))
                 number += 1
+
+
+def _shown(record: Any, limits: Limits) -> str:
+    """A record that is no row, for `BadRow`; nothing where it is damaged or longer than a row may be."""
+    if isinstance(record, Exception):
+        return ""
+    text = json.dumps(record, ensure_ascii=False, default=str)
+    return bad_text(text) if len(text) <= limits.max_row_bytes else ""
 
 
 def _records(batch: Any, pa: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from tunesmith.data.read.chunk import Chunk, Form, Job, Unreadable
 from tunesmith.data.read.limits import DEFAULTS, Limits
 from tunesmith.data.read.stream import STDIN, Disk, expanded
 from tunesmith.data.read.told import HEAD_BYTES, Told, tell
-from tunesmith.data.rows import RawRow
+from tunesmith.data.rows import BadRow, RawRow
 from tunesmith.errors import DataError
 from tunesmith.registry import Table
 
@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "open_source",
     "parse_chunk",
+    "parse_each",
     "parse_rows",
     "read_file",
 ]
@@ -194,10 +195,27 @@ def parse_chunk(chunk: Chunk) -> tuple[list[RawRow], Problems]:
 
 def parse_rows(chunk: Chunk, problems: Problems) -> Iterator[RawRow]:
     """As `parse_chunk`, row by row, with the problems noted in between."""
+    for row in parse_each(chunk, problems):
+        if isinstance(row, BadRow):
+            for what in row.what:
+                problems.add(row.where, what)
+        else:
+            yield row
+
+
+def parse_each(chunk: Chunk, problems: Problems) -> Iterator[RawRow | BadRow]:
+    """The rows of a piece of a file in order, those that cannot be read among them.
+
+    Args:
+        problems: gets what damages the file as a whole.
+
+    Raises:
+        EnvironmentProblem: a package that the form needs is not installed.
+    """
     for where, what in chunk.problems:
         problems.add(where, what)
     if chunk.content:
-        yield from _form(chunk.form).parse(chunk, problems)
+        yield from _form(chunk.form).parse(chunk)
 
 
 @cache

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.problems import Problems
-from tunesmith.data.rows import Kind, RawRow, Row
+from tunesmith.data.problems import OfRow, Problems
+from tunesmith.data.rows import BadRow, Kind, RawRow, Row
 from tunesmith.data.schemas.cut import CannotHold, Cut
 from tunesmith.data.schemas.picked import ALIASES, Options, Picked, options_of
 from tunesmith.data.schemas.table import SCHEMAS, Schema
@@ -30,6 +30,7 @@ __all__ = [
     "from_row",
     "options_of",
     "parse_sealed",
+    "read_row",
     "tell",
     "to_row",
 ]
@@ -78,6 +79,17 @@ def to_row(raw: RawRow, schema: Told | str, options: Options, problems: Problems
         )
         return None
     return SCHEMAS[name].reads(Picked(raw, name, options, problems))
+
+
+def read_row(raw: RawRow | BadRow, schema: Told | str, options: Options) -> Row | BadRow:
+    """As `to_row`, with the row and what is wrong with it in place of nothing."""
+    if isinstance(raw, BadRow):
+        return raw
+    problems = OfRow()
+    row = to_row(raw, schema, options, problems)
+    if row is None or problems.n_problems:
+        return BadRow(raw.file, raw.line, tuple(problems.lines), raw.text)
+    return row
 
 
 def from_row(row: Row, schema: str) -> Written:

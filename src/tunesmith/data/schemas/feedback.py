@@ -11,7 +11,7 @@ from tunesmith.data.schemas.cut import CannotHold, Cut
 from tunesmith.data.schemas.picked import Picked
 from tunesmith.data.schemas.turns import under_system
 
-__all__ = ["label_of", "read", "write", "write_texts"]
+__all__ = ["label_of", "read", "verdict_of", "write", "write_texts"]
 
 
 def label_of(value: object) -> bool | None:
@@ -20,6 +20,12 @@ def label_of(value: object) -> bool | None:
         return value
     spelled = {"true": True, "false": False}
     return spelled.get(value.strip().casefold()) if isinstance(value, str) else None
+
+
+def verdict_of(value: object) -> bool | None:
+    """As `label_of`, for rows that are known to be feedback: 1 and 0 say it as well."""
+    spelled = str(value).strip() if isinstance(value, int | str) else ""
+    return {"1": True, "0": False}.get(spelled, label_of(value))
 
 
 def read(picked: Picked) -> Row | None:
@@ -32,9 +38,9 @@ def read(picked: Picked) -> Row | None:
             f"{picked.named('completion')}: {len(found[1].value)} turns; "
             "it must be one turn of the assistant"
         )
-    good = label_of(label.value) if label else None
+    good = verdict_of(label.value) if label else None
     if label is not None and good is None:
-        picked.wrong(f"{picked.named('label')}: {label.value!r} is neither true nor false")
+        picked.wrong(f"{picked.named('label')}: {label.value!r} is neither true nor false, 1 nor 0")
     if found is None or good is None or picked.failed:
         return None
     parts = {

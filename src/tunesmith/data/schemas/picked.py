@@ -144,7 +144,8 @@ class Picked:
         if found is None:
             has = ", ".join(self.raw.fields) or "none"
             name = self.named(use)
-            self.wrong(f"the field {name!r} is missing (a {self.schema} row; it has {has})")
+            article = "an" if self.schema == "instruction" else "a"
+            self.wrong(f"the field {name!r} is missing ({article} {self.schema} row; it has {has})")
         return found
 
     def text(self, use: str) -> Field | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.data.rows import RawRow
 from tunesmith.data.schemas.chatml import OPENS
-from tunesmith.data.schemas.feedback import label_of
+from tunesmith.data.schemas.feedback import label_of, verdict_of
 from tunesmith.data.schemas.picked import ALIASES, Options
 from tunesmith.data.schemas.preference import HUMAN
 from tunesmith.data.schemas.slices import inner
@@ -30,6 +30,8 @@ _CHECKS = ("ground_truth", "solution", "final_answer")
 _CLASSES = ("label", "category", "class", "intent", "sentiment", "target", "tag")
 """Names that a text's class has; `data make classify` knows them all."""
 _LONGEST_CLASS = 80
+_SHOWN_NAMES = 20
+_CLASSIFY = "`tunesmith data make classify FILE --out NEW.jsonl`"
 _BY_USES = ("preference", "feedback", "chat", "instruction", "prompt-completion", "problem", "text")
 """Schemas in the order in which mapped fields are tried on them."""
 _LEFT: Mapping[str, frozenset[str]] = {
@@ -108,14 +110,17 @@ def _by_fields(head: Sequence[RawRow], asked: Options, by_content: Told) -> Told
     if head and any(use in (_needed(name) if name else needed) for use in absent):
         return Told(UNKNOWN, {}, 0.0, _not_there(head, uses, absent), {UNKNOWN: len(head)})
     if name:
+        if name == "text" and any(_is_chatml(raw, uses["text"]) for raw in head[:1]):
+            name = "chatml"
         return Told(name, _mapping(head, name, asked), 1.0, f"data.fields names them: {named}")
     if _is_whole(by_content.schema, by_content.mapping, uses):
         return None
     for name in _BY_USES:
         mapping = _mapping(head, name, asked)
         if _is_whole(name, mapping, uses):
-            found = " and ".join(mapping[use] for use in _needed(name) if use not in uses)
-            return Told(name, mapping, 1.0, f"data.fields names {named}; the rows have {found}")
+            found = [theirs for use, theirs in mapping.items() if use not in uses]
+            why = f"data.fields names {named}; the rows have {' and '.join(found)}"
+            return Told(name, mapping, 1.0, why)
     if not head or not needed:
         return None
     return Told(UNKNOWN, {}, 0.0, _too_little(head, uses, named), {UNKNOWN: len(head)})
@@ -137,7 +142,10 @@ def _is_whole(name: str, mapping: Mapping[str, str], uses: Mapping[str, str]) ->
     """Whether a schema has all that it needs, and makes something of every field that was mapped."""
     if not name:
         return False
-    return set(uses) <= set(_reads(name)) and set(_needed(name)) <= set(mapping)
+    needed = set(_needed(name))
+    if SCHEMAS[name].family == "preference" and not {"messages", "instruction"}.isdisjoint(mapping):
+        needed.discard("prompt")  # LLaMA-Factory's pairs have it there.
+    return set(uses) <= set(_reads(name)) and needed <= set(mapping)
 
 
 def _is_there(head: Sequence[RawRow], name: str) -> bool:
@@ -197,10 +205,13 @@ def shape_of(raw: RawRow) -> str:
     if "completion" in fields:
         return "prompt-completion"
     if "text" in fields:
-        value = fields["text"].value
-        is_chatml = isinstance(value, str) and value.lstrip().startswith(OPENS)
-        return "chatml" if is_chatml else "text"
+        return "chatml" if _is_chatml(raw, "text") else "text"
     return UNKNOWN
+
+
+def _is_chatml(raw: RawRow, name: str) -> bool:
+    value = raw.fields[name].value if name in raw.fields else None
+    return isinstance(value, str) and value.lstrip().startswith(OPENS)
 
 
 def _has_from(raw: RawRow, name: str) -> bool:
@@ -260,9 +271,20 @@ def _reason(name: str, mapping: Mapping[str, str], head: Sequence[RawRow]) -> st
     needed = [mapping[use] for use in _needed(name) if use in mapping]
     text = f"the rows have {' and '.join(needed)}" if needed else "most rows look like it"
     if name == "problem-text" and mapping.get("answer") == "answer":
-        text += "; to learn the answers instead, set data.rows to prompt-completion"
+        text += (
+            "; to learn the answers instead, set data.rows to prompt-completion "
+            "(--from prompt-completion)"
+        )
     elif name == "prompt-completion" and mapping.get("completion") == "answer":
-        text += "; if the answers are only to be checked, set data.rows to problem-text"
+        text += (
+            "; if the answers are only to be checked, set data.rows to problem-text "
+            "(--from problem-text)"
+        )
+    elif name == "prompt-completion" and _are_verdicts(head):
+        text += (
+            "; every completion is learned: if label says whether it is good, set data.rows to "
+            "feedback (--from feedback)"
+        )
     elif name == "text":
         text += _if_classes(head, mapping.get("text", "text"))
     return text
@@ -273,12 +295,18 @@ def _if_classes(head: Sequence[RawRow], text: str) -> str:
     for name in _CLASSES:
         values = [raw.fields[name].value for raw in head if name in raw.fields]
         if name != text and values and all(map(_is_class, values)):
-            fields = f", or --field prompt={text} --field completion={name}"
+            fields = f", or --field prompt={shlex.quote(text)} --field completion={name}"
             return (
-                f"; {name} is not learned then: for a classification `tunesmith data make classify "
-                f"FILE --out NEW.jsonl`{fields if isinstance(values[0], str) else ''}"
+                f"; {name} is not learned then: for a classification {_CLASSIFY}"
+                f"{fields if isinstance(values[0], str) else ''}"
             )
     return ""
+
+
+def _are_verdicts(head: Sequence[RawRow]) -> bool:
+    """Whether the field `label` could say good and bad by numbers; those could be classes, too."""
+    values = [raw.fields["label"].value for raw in head if "label" in raw.fields]
+    return bool(values) and all(verdict_of(value) is not None for value in values)
 
 
 def _is_class(value: object) -> bool:
@@ -291,6 +319,12 @@ def _names(head: Sequence[RawRow]) -> list[str]:
     return list(dict.fromkeys(name for raw in head for name in raw.fields))
 
 
+def _shown(names: Sequence[str]) -> str:
+    """Names of fields in a message; a table may have thousands."""
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return (", ".join(names[:_SHOWN_NAMES]) or "none") + more
+
+
 def _nothing_fits(head: Sequence[RawRow]) -> str:
     names = _names(head)
     texts = [
@@ -298,27 +332,37 @@ def _nothing_fits(head: Sequence[RawRow]) -> str:
         for name in names
         if any(name in raw.fields and isinstance(raw.fields[name].value, str) for raw in head[:50])
     ]
-    prompt, completion = [shlex.quote(name) for name in [*texts, "NAME", "NAME"][:2]]
+    prompt, completion = _guessed(texts)
+    is_class = completion.lower() in _CLASSES
+    hint = f" (for a classification, {_CLASSIFY})" if is_class else ""
     return (
         "no row of the file has messages, instruction/output, prompt/completion, question/sql, "
-        f"prompt/chosen/rejected, prompt/answer or text; its fields are {', '.join(names) or 'none'}: "
-        "name two of them as data.fields.prompt and .completion, on the command line as "
-        f"--field prompt={prompt} --field completion={completion}"
+        f"prompt/chosen/rejected, prompt/answer or text; its fields are "
+        f"{_shown(names)}{hint}: name two of them as data.fields.prompt and .completion, "
+        f"on the command line as --field prompt={shlex.quote(prompt)} "
+        f"--field completion={shlex.quote(completion)}"
     )
+
+
+def _guessed(texts: Sequence[str]) -> tuple[str, str]:
+    """Which of the fields with texts may be the prompt and the completion: by name, else by place."""
+    asked, said = (*_QUESTIONS, "text"), (*ALIASES["completion"], "query", *_CLASSES)
+    prompt = next((name for name in texts if name.lower() in asked), "")
+    completion = next((name for name in texts if name.lower() in said and name != prompt), "")
+    others = iter(name for name in texts if name not in (prompt, completion))
+    return prompt or next(others, "NAME"), completion or next(others, "NAME")
 
 
 def _not_there(head: Sequence[RawRow], uses: Mapping[str, str], absent: Sequence[str]) -> str:
     """Fields were mapped that no row has."""
     names = _names(head)
     said = " and ".join(f"{use} = {uses[use]!r}{nearest(uses[use], names)}" for use in absent)
-    return (
-        f"data.fields names {said}, which no row has; the fields are {', '.join(names) or 'none'}"
-    )
+    return f"data.fields names {said}, which no row has; the fields are {_shown(names)}"
 
 
 def _too_little(head: Sequence[RawRow], uses: Mapping[str, str], named: str) -> str:
     """Fields were mapped that make no schema."""
-    has = f"the fields are {', '.join(_names(head)) or 'none'}"
+    has = f"the fields are {_shown(_names(head))}"
     near = ("prompt-completion", *_BY_USES)
     name = next((one for one in near if set(uses) <= set(_reads(one))), UNKNOWN)
     if not name:

@@ -27,7 +27,7 @@ DOMAINS = Table(
 )
 """Name -> class that is made with `CheckOptions` and checks answers."""
 
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*+([\w+-]*+)[^\n]{0,200}+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _SQL = re.compile(
     r"\s*\(?\s*(?:select\b.+|with\b.+\bas\s*\(|insert\s+into\b|update\b.+\bset\b|delete\s+from\b|"
     r"(?:create|alter|drop)\s+(?:table|view|index|or\b)|merge\s+into\b)",

@@ -14,10 +14,11 @@ from tunesmith.registry import nearest
 __all__ = ["has_trailing_comma", "prose_in", "refuse_unknown_dialect", "why_not_sql"]
 
 _NO_NAMES = re.compile(
-    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\[\]]*+\]|--[^\n]*|/\*(?:.*?\*/|.*)",
+    re.DOTALL,
 )
 _WORD = re.compile(r"[\w']+")
-_QUALIFIER = re.compile(r"(\w+)\s*\.")
+_QUALIFIER = re.compile(r"(?<!\w)(\w++)\s*\.")
 _STRONG_WORDS = (
     "the your please sorry cannot can't don't unable there's these those would could should i'm"
 )

@@ -18,7 +18,7 @@ __all__ = ["PythonAnswers", "why_not_python"]
 _MAX_CHARACTERS = 200_000
 _LANGUAGES = ("python", "py", "python3", "")
 _MAGIC = re.compile(r"^([ \t]*)[%!].*$", re.MULTILINE)
-_PROMPT = re.compile(r"^\s*>>> ?", re.MULTILINE)
+_PROMPT = re.compile(r"^[ \t]*>>> ?", re.MULTILINE)
 
 
 class PythonAnswers:

@@ -34,6 +34,7 @@ _KEYWORD_LIST = (
     "create with union values into distinct between"
 )
 _KEYWORDS = tuple(_KEYWORD_LIST.split())
+_MAX_SCRIPT_CHARACTERS = 20_000
 _STATEMENT_WORDS = re.compile(r"[A-Za-z_]+")
 
 
@@ -129,7 +130,7 @@ def _judged(said: Ran, sql: str, *, knows_tables: bool) -> str | None:
 
 def _statements(sql: str) -> list[str]:
     """The statements of a script; the text itself where there is only one."""
-    if ";" not in sql.rstrip("; \n"):
+    if ";" not in sql.rstrip("; \n") or len(sql) > _MAX_SCRIPT_CHARACTERS:
         return [sql]
     found, begun = [], ""
     for part in sql.split(";"):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunesmith.data.scripts import from_script, what_waits
+
 __all__ = ["Ran", "SqliteJudge"]
 
 _STEPS = 20_000_000
@@ -56,6 +58,22 @@ class Ran:
     n_rows: int | None = None
 
 
+class _Steps:
+    """Ends what takes more than `_STEPS`; SQLite calls it now and then."""
+
+    def __init__(self) -> None:
+        self._n_left = _STEPS // _STEPS_BETWEEN_CALLS
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended something."""
+        return self._n_left < 0
+
+    def __call__(self) -> int:
+        self._n_left -= 1
+        return int(self.is_over)
+
+
 class SqliteJudge:
     """Connections to databases, to schemas out of prompts, and to an empty one, made when needed."""
 
@@ -91,20 +109,15 @@ class SqliteJudge:
             connection = self._files[database] = _on_file(database)
         if isinstance(connection, str):
             return Ran("wrong", connection)
-        left = [_STEPS // _STEPS_BETWEEN_CALLS]
-
-        def is_over() -> int:
-            left[0] -= 1
-            return int(left[0] < 0)
-
-        connection.set_progress_handler(is_over, _STEPS_BETWEEN_CALLS)
+        steps = _Steps()
+        connection.set_progress_handler(steps, _STEPS_BETWEEN_CALLS)
         try:
             with contextlib.closing(connection.execute(sql)) as cursor:
                 if cursor.description is None:
                     return Ran("wrong", "it is not a query")
                 return Ran("fits", n_rows=len(cursor.fetchmany(2)))
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-            if left[0] < 0:
+            if steps.is_over:
                 return Ran("wrong", f"it did not end within {_STEPS:,} steps of SQLite")
             return _said(str(error))
 
@@ -168,6 +181,8 @@ def _on_file(path: Path) -> sqlite3.Connection | str:
     try:
         if path.suffix == ".sql":
             return _of_script(path)
+        if waits := what_waits(path):
+            return f"the database {path} cannot be read: {waits}"
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         connection = _connection(uri, uri=True, reads_only=True)
         connection.execute("select count(*) from sqlite_master").close()
@@ -177,11 +192,8 @@ def _on_file(path: Path) -> sqlite3.Connection | str:
 
 
 def _of_script(path: Path) -> sqlite3.Connection:
-    """The user's own script is run; queries then get a copy that they can only read."""
-    maker = sqlite3.connect(":memory:")
-    with contextlib.closing(maker):
-        maker.executescript(path.read_text(encoding="utf-8-sig"))
-        content = maker.serialize()
+    """The script is run within limits; queries then get a copy that they can only read."""
+    content = from_script(path)
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.deserialize(content)
     _limit(connection)
@@ -192,11 +204,14 @@ def _of_script(path: Path) -> sqlite3.Connection:
 def _with_tables(ddl: str) -> sqlite3.Connection | None:
     """A database with these tables; None when one is not SQLite's SQL: then nothing is known."""
     connection = _connection(":memory:")
+    # The text may come from anywhere: `create table t as with recursive ...` need not end.
+    connection.set_progress_handler(_Steps(), _STEPS_BETWEEN_CALLS)
     try:
         connection.executescript(ddl)
     except (sqlite3.Error, sqlite3.Warning, ValueError):
         connection.close()
         return None
+    connection.set_progress_handler(None, 0)
     return connection
 
 
