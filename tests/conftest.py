@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import shutil
 import signal
@@ -31,6 +32,13 @@ def pytest_collection_finish() -> None:
     """The imported libraries stay: the collector need not look through them again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def tokens_apart(request, tmp_path_factory, monkeypatch) -> None:
+    """No test finds the tokens that another one made, or the user: some plant a fault in what makes them."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    monkeypatch.setenv("TUNESMITH_TOKENS", str(tmp_path_factory.getbasetemp() / f"tokens-{name}"))
 
 
 @pytest.fixture(scope="session")

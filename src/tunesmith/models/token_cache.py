@@ -77,11 +77,12 @@ class TokenCache:
 
     Args:
         limit_bytes: most bytes of all entries together.
-        place: the folder; `tokens` in the user's cache folder when not given.
+        place: the folder; when not given `$TUNESMITH_TOKENS`, or `tokens` in the user's cache folder.
     """
 
     def __init__(self, limit_bytes: int, place: Path | None = None) -> None:
-        self.place = place or cache_dir() / "tokens"
+        chosen = os.environ.get("TUNESMITH_TOKENS")
+        self.place = place or (Path(chosen) if chosen else cache_dir() / "tokens")
         self.limit_bytes = limit_bytes
 
     @classmethod
