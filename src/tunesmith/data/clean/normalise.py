@@ -40,6 +40,8 @@ _TAG = re.compile(
 )
 _ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,6});")
 _BLANK_LINES = re.compile(r"\n{3,}")
+_ROUNDS = 20
+"""Nearly all texts need one round and one that finds nothing more; a hostile one must not take for ever."""
 
 
 def normalised(text: str) -> tuple[str, tuple[str, ...]]:
@@ -54,20 +56,30 @@ def normalised(text: str) -> tuple[str, tuple[str, ...]]:
         EnvironmentProblem: the package ftfy is needed and not installed.
     """
     done: list[str] = []
+    for _ in range(_ROUNDS):
+        text, names = _mended_once(text)
+        done += names
+        # What a removed character stood between may now be mojibake, or compose.
+        if not names:
+            break
+    return text, tuple(dict.fromkeys(done))
+
+
+def _mended_once(text: str) -> tuple[str, list[str]]:
+    """All steps one after the other."""
+    done: list[str] = []
     if not text.isascii():
         text = _step("mojibake", _decoded_again, text, done)
         text = _step("Unicode NFC", _composed, text, done)
     elif not _DIRTY.search(text):
-        return text, ()
+        return text, []
     text = _step("line ends", lambda found: _LINE_END.sub("\n", found), text, done)
     text = _step("control characters", _without_controls, text, done)
     if not text.isascii():
         text = _step("invisible characters", lambda found: _INVISIBLE.sub("", found), text, done)
-        # What stood on both sides of a removed character may now compose.
-        text = _step("Unicode NFC", _composed, text, done)
     if "```" not in text and not is_code(text):
         text = _step("white space", lambda found: _TRAILING.sub("", found.rstrip()), text, done)
-    return text, tuple(dict.fromkeys(done))
+    return text, done
 
 
 def _step(name: str, change: Callable[[str], str], text: str, done: list[str]) -> str:
