@@ -23,7 +23,7 @@ from tunesmith.data.spool import Digest, Spool, numpy
 from tunesmith.data.unreadable import Unread, fix_for
 from tunesmith.telemetry import progress
 
-__all__ = ["FIX", "FileFound", "Gathered", "gather", "read_files"]
+__all__ = ["FIX", "FileFound", "Gathered", "gather"]
 
 _MANY = 50_000
 """Rows whose comparison takes long enough to be announced."""
@@ -58,24 +58,6 @@ class Gathered:
     named: set[str] = field(default_factory=set)
     checker: Checker = field(default_factory=lambda: Checker(CheckOptions()))
     tally: Tally = field(default_factory=Tally)
-
-
-def read_files(files: Sequence[Path], options: Options | None = None) -> list[Row]:
-    """Canonical rows of raw or sealed files, in memory.
-
-    Raises:
-        DataError: names everything that is wrong in them.
-        MissingError: a file is not there.
-    """
-    problems, asked = Problems(), options or Options()
-    rows: list[Row] = []
-    for path in files:
-        told = tell(_head(path), asked)
-        for raw in open_source(path).rows(problems):
-            row = to_row(raw, told, asked, problems)
-            rows += [row] if row is not None else []
-    problems.raise_any(FIX)
-    return rows
 
 
 def gather(

@@ -19,7 +19,7 @@ from tunesmith.data import databases
 from tunesmith.data.card import CARD, card
 from tunesmith.data.check import Finding
 from tunesmith.data.clean.against import benchmark_rows
-from tunesmith.data.gather import gather, read_files
+from tunesmith.data.gather import gather
 from tunesmith.data.intake import finding_line, side_line
 from tunesmith.data.parallel import terminable
 from tunesmith.data.plan import DataPlan, plan_data
@@ -30,7 +30,7 @@ from tunesmith.data.spool import Spool, spooling
 from tunesmith.errors import DataError, InterruptedRun
 from tunesmith.store import Artifact, Run, reach, sha256_of_file
 
-__all__ = ["SIDES", "DataResult", "read_files", "run"]
+__all__ = ["SIDES", "DataResult", "run"]
 
 SIDES = ("dropped", "changed", "findings")
 """Files of a sealed dataset beside its splits, each with one JSON object a line."""

@@ -10,24 +10,15 @@ import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import get_args
 
+from tunesmith.config.privacy import PiiKind
 from tunesmith.data.clean import names, numbers, personal, phones, secrets
 from tunesmith.data.clean.spans import Span, resolve
 
 __all__ = ["KINDS", "PII_KINDS", "REGIONS", "Finder", "Span", "StandIns", "find", "mask"]
 
-PII_KINDS = (
-    "email",
-    "phone",
-    "card",
-    "iban",
-    "national_id",
-    "ip",
-    "mac",
-    "birth_date",
-    "address",
-    "name",
-)
+PII_KINDS: tuple[PiiKind, ...] = get_args(PiiKind)
 SECRET = "secret"
 KINDS = (*PII_KINDS, SECRET)
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "IN")
