@@ -19,6 +19,8 @@ from tunesmith.models.load import BaseModel, load_model, load_tokenizer, resolve
 from tunesmith.store import Artifact, Run
 
 SYSTEM = "Answer with one SQLite query."
+LOOSE = {"greedy_agreement": 0.5, "mean_kl": 9.0, "perplexity_ratio": 9.0}
+"""Limits for a random model, whose every weight counts."""
 QUESTIONS = ("How many states?", "Which river is longest?", "Name a city in Kansas.", "7 * 6 = ?")
 
 
@@ -170,7 +172,8 @@ def bench(tmp_path_factory, make, embedded_tokenizer):
 def bundle(bench, tmp_path_factory):
     """All forms of it, exported once."""
     place = tmp_path_factory.mktemp("bundle") / "export"
-    return bench.export(place, min_greedy_agreement_quantised=0.5)
+    limits = {form: LOOSE for form in ("merged", "gguf-f16", "gguf-q8_0")}
+    return bench.export(place, limits=limits)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from tunesmith.errors import (
     ModelError,
     StorageError,
 )
-from tunesmith.export import stage
 from tunesmith.export.convert import check_convertible
+from tunesmith.export.forms import FormKind
 from tunesmith.export.plan import plan_export
 from tunesmith.models.adapters import put_adapter
 from tunesmith.models.load import load_model
@@ -79,7 +79,10 @@ def test_all_weights_trained_export_without_an_adapter_and_refuse_one(make, benc
     done = full.export(tmp_path / "out", forms=["merged"])
     assert done.parity["merged"].greedy_agreement == 1.0
     assert "Modelfile" not in done.artifact.files
-    every = full.export(tmp_path / "every", min_greedy_agreement_quantised=0.5)
+    every = full.export(
+        tmp_path / "every",
+        limits={"gguf-q8_0": {"greedy_agreement": 0.5, "mean_kl": 9.0, "perplexity_ratio": 9.0}},
+    )
     assert set(every.parity) == {"merged", "gguf-f16", "gguf-q8_0"}
 
 
@@ -104,8 +107,10 @@ def test_an_architecture_that_the_converter_does_not_know_is_refused_at_once(ben
 
 
 def test_a_limit_that_no_form_uses_is_refused(bench, tmp_path):
-    with pytest.raises(ConfigError, match=r"export\.min_greedy_agreement_quantised"):
-        bench.export(tmp_path / "out", forms=["merged"], min_greedy_agreement_quantised=0.9)
+    with pytest.raises(ConfigError, match=r"export\.limits\.gguf-q8_0\.greedy_agreement"):
+        bench.export(
+            tmp_path / "out", forms=["merged"], limits={"gguf-q8_0": {"greedy_agreement": 0.9}}
+        )
 
 
 def test_a_form_named_twice_is_written_once(bench):
@@ -134,7 +139,10 @@ def test_ctrl_c_keeps_what_is_whole_and_says_how_to_go_on(bench, tmp_path, monke
     def stopped(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "to_gguf", stopped)
+    writer = FormKind.writer
+    monkeypatch.setattr(
+        FormKind, "writer", lambda kind: stopped if kind.template == "gguf" else writer(kind)
+    )
     with pytest.raises(InterruptedRun) as caught:
         bench.export(tmp_path / "out", forms=["merged", "gguf-f16"])
     assert "--resume" in caught.value.fix

@@ -23,6 +23,7 @@ from tunesmith.errors import (
 )
 from tunesmith.export import certify
 from tunesmith.export.certify import Expected, measure
+from tunesmith.export.forms import Limits, Sources
 from tunesmith.export.metadata import read_metadata
 from tunesmith.export.parity import refuse_below
 from tunesmith.export.reference import Reference, answer_logits
@@ -59,7 +60,7 @@ def test_every_form_is_sealed_and_equal_to_the_trained_model(bundle):
     assert not any(name.startswith("scratch") for name in artifact.files)
     certificate = artifact.read_json("parity.json")
     for form, figures in certificate["forms"].items():
-        assert figures == parity[form]
+        assert {**parity[form], "facts": figures["facts"]} == figures
         for name, digest in figures["sha256"].items():
             assert artifact.files[name].sha256 == digest
 
@@ -128,11 +129,21 @@ def expected(bench):
         starts.append(len(prompt))
     logits = list(answer_logits(model, rows, starts))
     reference = Reference(tuple(rows), tuple(starts), np.concatenate(logits))
-    return Expected(bench.base, bench.renderer, reference)
+    sources = Sources(
+        bench.folder / "merged",
+        bench.base,
+        bench.trained,
+        bench.renderer,
+        "tiny",
+        bench.folder,
+        (),
+        bench.recipe().export,
+    )
+    return Expected(sources, reference)
 
 
 def prove(form, folder, expected, limit=0.99):
-    refuse_below({form: measure(form, folder, expected, limit)}, {})
+    refuse_below({form: measure(form, folder, expected, Limits(limit, 9.0, 9.0))}, {})
 
 
 @slow
@@ -253,6 +264,8 @@ def test_a_form_below_its_limit_seals_nothing_and_is_made_again_on_resume(bench,
     place, forms = tmp_path / "out", ["adapter", "merged"]
     with Run.open(place, "export", inputs={}):
         shutil.copytree(copied / "merged", place / "merged")
+        (place / "scratch/facts").mkdir(parents=True)
+        (place / "scratch/facts/merged.json").write_text("{}")
     with pytest.raises(
         ParityError, match=r"merged: greedy agreement 0\.\d+ is below the limit 0.99"
     ):

@@ -87,7 +87,7 @@ def test_another_vocabulary_fails_the_form():
         Tally().add_logits(np.zeros((1, 3), np.float32), np.zeros((1, 4), np.float32))
 
 
-def parity(form, agreement, limit):
+def parity(form, agreement, limit, perplexity=2.0):
     return FormParity(
         form=form,
         greedy_agreement=agreement,
@@ -96,11 +96,15 @@ def parity(form, agreement, limit):
         max_kl=0.5,
         kl="all tokens",
         max_abs_dlogit=None,
+        max_abs_dlogprob=0.25,
+        perplexity=perplexity,
+        reference_perplexity=2.0,
+        given_tokens=40,
         same_answers=0.5,
         positions=200,
         clear_positions=190,
         prompts=8,
-        limit=limit,
+        limits={"greedy_agreement": limit, "mean_kl": 0.5, "perplexity_ratio": 1.5},
         renderer_fingerprint="f",
         stops_checked=0,
         engine="e",
@@ -122,7 +126,7 @@ def test_all_forms_below_their_limit_are_named_with_figure_and_limit():
     assert "gguf-q8_0: greedy agreement 0.9000 is below the limit 0.97" in what
     assert "adapter: no chat template" in what
     assert "gguf-f16" not in what
-    assert "export.min_greedy_agreement" in caught.value.fix
+    assert "export.limits.merged.FIGURE" in caught.value.fix
 
 
 def test_forms_at_their_limit_pass():

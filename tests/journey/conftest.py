@@ -57,8 +57,10 @@ def small_sets(tiny_base) -> list[str]:
         "evaluate.max_answer_tokens": 8,
         "export.parity_prompts": 2,
         "export.parity_tokens": 4,
-        "export.min_greedy_agreement": 0.5,
-        "export.min_greedy_agreement_quantised": 0.1,
+        **{
+            f"export.limits.{form}": "{greedy_agreement: 0.1, mean_kl: 9.0, perplexity_ratio: 9.0}"
+            for form in ("merged", "gguf-f16", "gguf-q8_0")
+        },
     }
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 

@@ -243,7 +243,7 @@ def test_the_first_example_runs_as_it_is_written(tiny_base, tmp_path):
         "model.base": tiny_base,
         "workspace": tmp_path / "runs",
         "train.max_steps": 2,
-        "export.min_greedy_agreement": 0.5,
+        "export.limits.merged": "{greedy_agreement: 0.5, mean_kl: 9.0, perplexity_ratio: 9.0}",
         "export.forms": "[adapter, merged]",
     }
     sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]

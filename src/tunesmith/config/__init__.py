@@ -15,7 +15,7 @@ from tunesmith.config.data import (
     TimeSplit,
 )
 from tunesmith.config.evaluate import EvaluateConfig, ExactMatchTask, SqlExecutionTask
-from tunesmith.config.export import FORMS, ExportConfig, Form
+from tunesmith.config.export import DEFAULT_FORMS, FORMS, ExportConfig, Form, LimitConfig
 from tunesmith.config.load import Value, explain, load_recipe, recipe_from
 from tunesmith.config.model import ModelConfig
 from tunesmith.config.privacy import PiiConfig, SecretsConfig
@@ -32,6 +32,7 @@ from tunesmith.config.train import (
 )
 
 __all__ = [
+    "DEFAULT_FORMS",
     "FORMS",
     "CardConfig",
     "CheckConfig",
@@ -45,6 +46,7 @@ __all__ = [
     "FilesSource",
     "Form",
     "FullMethod",
+    "LimitConfig",
     "LoraMethod",
     "MixSource",
     "ModelConfig",

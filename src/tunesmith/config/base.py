@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -49,5 +49,9 @@ def unread_keys(settings: Settings, prefix: str = "") -> Iterator[str]:
         value = settings.__dict__[name]
         if isinstance(value, Settings):
             yield from unread_keys(value, f"{dotted}.")
+        elif isinstance(value, Mapping) and name in read:
+            for key, item in value.items():
+                if isinstance(item, Settings):
+                    yield from unread_keys(item, f"{dotted}.{key}.")
         elif name not in read and name != "kind":
             yield dotted

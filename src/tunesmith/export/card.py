@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.config import Form
+from tunesmith.export.forms import PATHS, SERVED
 from tunesmith.export.licences import EMBEDDED_ON_HUB, is_embedded, licence_of
 from tunesmith.export.parity import FormParity
-from tunesmith.export.plan import PATHS, SERVED, ExportPlan
+from tunesmith.export.plan import ExportPlan
 
 __all__ = ["card"]
 
@@ -177,18 +178,24 @@ def _parity(measured: Mapping[Form, FormParity]) -> Iterator[str]:
         f"answers ({first.positions} token positions) and compared with the trained model in float32."
     )
     yield ""
-    yield "| form | file | greedy agreement | limit | mean KL (nats) | max abs. logit difference | same answers |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| form | file | greedy agreement | limit | mean KL (nats) | perplexity | max abs. logit difference | same answers |"
+    yield "|---|---|---|---|---|---|---|---|"
     for form, parity in measured.items():
         dlogit = "" if parity.max_abs_dlogit is None else f"{parity.max_abs_dlogit:.3g}"
         bound = "at least " if parity.kl.startswith("lower bound") else ""
         yield (
             f"| {form} | `{PATHS[form]}` | {100 * parity.greedy_agreement:.2f} % | "
-            f"{100 * parity.limit:g} % | {bound}{parity.mean_kl:.3g} | {dlogit} | "
+            f"{100 * parity.limits['greedy_agreement']:g} % | {bound}{parity.mean_kl:.3g} | {_perplexity(parity)} | {dlogit} | "
             f"{100 * parity.same_answers:.1f} % |"
         )
     yield ""
     yield "All figures, with the hash of each measured file, are in `parity.json`."
+
+
+def _perplexity(parity: FormParity) -> str:
+    if parity.perplexity is None or parity.perplexity_ratio is None:
+        return ""
+    return f"{parity.perplexity:.4g} ({100 * (parity.perplexity_ratio - 1):+.2f} %)"
 
 
 def _usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[str]:

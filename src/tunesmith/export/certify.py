@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.config import Form
 from tunesmith.errors import ModelError, ParityError
+from tunesmith.export.forms import KINDS, PATHS, FormKind, Limits, Sources, finite
 from tunesmith.export.metadata import GgufFacts, read_facts
 from tunesmith.export.parity import FormParity, Tally
-from tunesmith.export.plan import PATHS
-from tunesmith.export.reference import Reference, answer_logits
-from tunesmith.models.adapters import put_adapter
+from tunesmith.export.reference import Given, Reference, own_logprobs
 from tunesmith.models.chat import ChatRenderer
-from tunesmith.models.load import BaseModel, load_model, load_tokenizer
+from tunesmith.models.load import load_tokenizer
 from tunesmith.store import sha256_of_file
 
 if TYPE_CHECKING:
     from tunesmith.engine import Backend
 
-__all__ = ["Expected", "files_of", "measure"]
+__all__ = ["Asked", "Expected", "ask_llama", "files_of", "measure"]
 
 TOP_TOKENS = 64
 """Most likely tokens that llama.cpp reports at each position."""
@@ -38,14 +38,30 @@ class Expected:
     """What every form must equal.
 
     Attributes:
-        base: the model that an exported adapter is put on.
-        renderer: the chat renderer that the run was trained with.
+        sources: what the forms are made from; its renderer is the one that was trained with.
         reference: the trained model's answers and logits.
     """
 
-    base: BaseModel
-    renderer: ChatRenderer
+    sources: Sources
     reference: Reference
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a form said.
+
+    Attributes:
+        stops: answers that were generated freely, to see that they end.
+        kl: over which tokens the KL was taken.
+        engine: what computed it.
+        has_logits: whether the engine gives all logits.
+    """
+
+    tally: Tally
+    stops: int
+    kl: str
+    engine: str
+    has_logits: bool
 
 
 def files_of(form: Form, bundle: Path) -> dict[str, str]:
@@ -55,12 +71,12 @@ def files_of(form: Form, bundle: Path) -> dict[str, str]:
     return {f.relative_to(bundle).as_posix(): sha256_of_file(f) for f in files if f.is_file()}
 
 
-def measure(form: Form, bundle: Path, expected: Expected, limit: float) -> FormParity:
+def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> FormParity:
     """The figures of a form in a bundle's folder.
 
     Args:
         bundle: folder with the form's files and `tokenizer/`.
-        limit: carried into the result; nothing is refused for being below it.
+        limits: carried into the result; nothing is refused for being beyond them.
 
     Raises:
         ParityError: template, stop token or vocabulary are not the trained ones, or the form
@@ -69,56 +85,69 @@ def measure(form: Form, bundle: Path, expected: Expected, limit: float) -> FormP
     """
     began = time.monotonic()
     sha256 = files_of(form, bundle)
-    if form.startswith("gguf"):
-        fingerprint = _check_gguf(bundle / PATHS[form], bundle, expected.renderer)
-        tally, stops = _ask_llama(bundle / PATHS[form], expected.reference)
-        kl = f"lower bound: {TOP_TOKENS} most likely tokens, the others as one"
-        engine = f"llama.cpp (xllamacpp {version('xllamacpp')})"
+    kind, reference = KINDS[form], expected.reference
+    place, renderer = bundle / kind.path, expected.sources.renderer
+    if kind.template == "gguf":
+        fingerprint = _check_gguf(place, bundle, renderer)
     else:
-        fingerprint = _check_folder(form, bundle, expected.renderer)
-        tally, stops = _ask_transformers(form, bundle, expected), 0
-        kl = "all tokens"
-        engine = f"transformers {version('transformers')}, float32"
+        fingerprint = _check_folder(place if kind.template == "folder" else None, bundle, renderer)
+    asked = _ask(kind, place, expected)
+    logprob = reference.given_logprob
     return FormParity(
         form=form,
-        limit=limit,
-        kl=kl,
-        max_abs_dlogit=None if form.startswith("gguf") else tally.largest_dlogit,
+        limits=finite(limits),
+        kl=asked.kl,
+        max_abs_dlogit=asked.tally.largest_dlogit if asked.has_logits else None,
+        max_abs_dlogprob=None if asked.has_logits else asked.tally.largest_dlogprob,
+        perplexity=asked.tally.perplexity,
+        reference_perplexity=None if logprob is None else math.exp(min(700.0, -logprob)),
+        given_tokens=len(asked.tally.given),
         renderer_fingerprint=fingerprint,
-        stops_checked=stops,
-        engine=engine,
+        stops_checked=asked.stops,
+        engine=asked.engine,
         sha256=sha256,
         seconds=round(time.monotonic() - began, 3),
-        **tally.figures(),
+        **asked.tally.figures(),
     )
 
 
-def _ask_transformers(form: Form, bundle: Path, expected: Expected) -> Tally:
-    """Teacher forcing through the reloaded files, computed in float32."""
-    model = _reloaded(form, bundle, expected.base)
+def _ask(kind: FormKind, place: Path, expected: Expected) -> Asked:
+    if kind.answers:
+        return _ask_logits(kind, place, expected)
+    if kind.ask:
+        asked: Asked = kind.llama_asker()(place, expected.sources, expected.reference)
+        return asked
+    return ask_llama(place, expected.reference)
+
+
+def _ask_logits(kind: FormKind, place: Path, expected: Expected) -> Asked:
+    """Teacher forcing through the reloaded files by an engine that gives all logits."""
     reference, tally = expected.reference, Tally()
-    blocks = answer_logits(model, reference.rows, reference.starts)
-    for wanted, found in zip(reference.by_row(), blocks, strict=True):
-        tally.add_logits(wanted, found)
-    return tally
+    given, n_rows = reference.given, len(reference.rows)
+    rows, starts = [*reference.rows, *given.rows], [*reference.starts, *given.starts]
+    wanted = reference.by_row()
+    for index, found in enumerate(kind.asker()(place, expected.sources, rows, starts)):
+        if index < n_rows:
+            tally.add_logits(next(wanted), found)
+        else:
+            tally.add_given(own_logprobs(found, rows[index][starts[index] :]))
+    return Asked(tally, 0, "all tokens", kind.engine(), has_logits=True)
 
 
-def _reloaded(form: Form, bundle: Path, base: BaseModel) -> Any:
-    import torch
+def ask_llama(path: Path, reference: Reference, adapter: Path | None = None) -> Asked:
+    """Teacher forcing and a few free answers through the engine that also serves.
 
-    if form == "merged":
-        return load_model(bundle / PATHS["merged"], torch.float32)
-    return put_adapter(load_model(base, torch.float32), bundle / PATHS["adapter"])
-
-
-def _ask_llama(path: Path, reference: Reference) -> tuple[Tally, int]:
-    """Teacher forcing and a few free answers through the engine that also serves."""
+    Args:
+        path: a GGUF model.
+        adapter: a GGUF LoRA file that is put on it.
+    """
     from tunesmith.engine.backends.llama_cpp import LlamaBackend, LlamaSettings
 
+    given, tally = reference.given, Tally()
     # Room for a free answer that fails to stop.
-    context = max(map(len, reference.rows)) + 64
-    tally = Tally()
-    with LlamaBackend(path, LlamaSettings(context_tokens=context)) as backend:
+    context = max(map(len, [*reference.rows, *given.rows])) + 64
+    settings = LlamaSettings(context_tokens=context, lora_path=adapter)
+    with LlamaBackend(path, settings) as backend:
         # Prompts that start alike follow each other, so that a slot keeps what they share.
         order = sorted(range(len(reference.rows)), key=lambda index: reference.rows[index])
         found = backend.next_token_logprobs(
@@ -129,8 +158,16 @@ def _ask_llama(path: Path, reference: Reference) -> tuple[Tally, int]:
         by_index = dict(zip(order, found, strict=True))
         for index, wanted in enumerate(reference.by_row()):
             tally.add_top(wanted, by_index[index])
+        for logprobs in backend.own_logprobs(sorted(given.rows), _starts_sorted(given)):
+            tally.add_given(logprobs)
         stops = _check_stops(backend, reference, tally.same_rows)
-    return tally, stops
+    kl = f"lower bound: {TOP_TOKENS} most likely tokens, the others as one"
+    engine = f"llama.cpp (xllamacpp {version('xllamacpp')})"
+    return Asked(tally, stops, kl, engine, has_logits=False)
+
+
+def _starts_sorted(given: Given) -> list[int]:
+    return [start for _, start in sorted(zip(given.rows, given.starts, strict=True))]
 
 
 def _check_stops(backend: Backend, reference: Reference, same_rows: Sequence[bool]) -> int:
@@ -161,16 +198,19 @@ def _check_stops(backend: Backend, reference: Reference, same_rows: Sequence[boo
     return len(chosen)
 
 
-def _check_folder(form: Form, bundle: Path, renderer: ChatRenderer) -> str:
+def _check_folder(own: Path | None, bundle: Path, renderer: ChatRenderer) -> str:
     """Template and stop tokens of a folder with a tokenizer; returns the fingerprint.
+
+    Args:
+        own: a form's folder that holds a tokenizer; None for a form that uses the bundle's.
 
     Raises:
         ParityError: they are not the trained ones.
     """
-    folder = bundle / ("merged" if form == "merged" else "tokenizer")
+    folder = own or bundle / "tokenizer"
     found = ChatRenderer(load_tokenizer(folder))
     _same_fingerprint(found, renderer, folder)
-    if form == "merged":
+    if own is not None:
         path = folder / "generation_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         eos = settings.get("eos_token_id")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import EnvironmentProblem, ModelError
+from tunesmith.export.forms import Sources
 from tunesmith.store import storage_errors
 
-__all__ = ["check_convertible", "to_gguf"]
+__all__ = ["check_convertible", "open_converter", "to_gguf"]
 
-Quantisation = Literal["f16", "q8_0"]
+Quantisation = Literal["f32", "f16", "q8_0"]
 
 _FAILURES = (
     NotImplementedError,
@@ -54,6 +55,30 @@ def check_convertible(folder: Path) -> None:
         ) from error
 
 
+def open_converter(folder: Path) -> Any:
+    """The converter's own object for a model: its settings and, unread, its weights.
+
+    Raises:
+        ModelError: the converter does not know this model.
+        EnvironmentProblem: the converter is not installed.
+    """
+    import gguf
+
+    conversion = _converter()
+    try:
+        with _silenced():
+            hparams = conversion.ModelBase.load_hparams(folder, False)
+            architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+            kind = conversion.get_model_class(architecture)
+            return kind(folder, gguf.LlamaFileType.ALL_F32, folder / "unwritten.gguf")
+    except _FAILURES as error:
+        raise ModelError(
+            f"the model in {folder} cannot be converted to GGUF",
+            why=f"llama.cpp's converter raised {type(error).__name__}: {error}",
+            fix="leave the GGUF forms out: --set 'export.forms=[adapter, merged]'",
+        ) from error
+
+
 def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -> None:
     """Convert a folder with float32 weights; matrices are rounded once, vectors stay float32.
 
@@ -73,6 +98,7 @@ def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -
 
     conversion = _converter()
     kinds = {
+        "f32": gguf.LlamaFileType.ALL_F32,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
         "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     }
@@ -88,6 +114,18 @@ def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -
             why=f"llama.cpp's converter raised {type(error).__name__}: {error}",
             fix="leave the GGUF forms out: --set 'export.forms=[adapter, merged]'",
         ) from error
+
+
+def write_f16(sources: Sources, target: Path) -> dict[str, Any]:
+    """The form `gguf-f16`; see `forms.Writer`."""
+    to_gguf(sources.merged, target, "f16", sources.name)
+    return {}
+
+
+def write_q8_0(sources: Sources, target: Path) -> dict[str, Any]:
+    """The form `gguf-q8_0`; see `forms.Writer`."""
+    to_gguf(sources.merged, target, "q8_0", sources.name)
+    return {}
 
 
 def _converter() -> Any:

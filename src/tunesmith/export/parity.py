@@ -9,7 +9,8 @@ token: each token follows from the ones before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,12 @@ __all__ = ["CLEAR_MARGIN_NATS", "FormParity", "Tally", "refuse_below"]
 
 CLEAR_MARGIN_NATS = 0.01
 """A position is clear when the reference's best token leads its second by more than this."""
+_UPPER: Mapping[str, str] = {
+    "mean_kl": "mean KL (nats)",
+    "perplexity_ratio": "perplexity over the trained model's",
+    "max_abs_dlogit": "largest difference of a logit",
+}
+"""Figures that must not be larger than their limit, and what they are called."""
 _REST_ERROR = 1e-6
 """Added to the probability that the form leaves beside the reported tokens, which is a difference of
 rounded numbers: too large a rest can only make the divergence smaller, so it stays a lower bound."""
@@ -36,12 +43,18 @@ class FormParity:
     """The figures of one form. Differences are in nats.
 
     Attributes:
-        greedy_agreement: share of positions with the same most likely token; the limit is on this.
+        limits: how far the form may be, by the names of the figures.
+        greedy_agreement: share of positions with the same most likely token.
         clear_agreement: the same over positions without a near-tie in the reference; None when all
             positions are near-ties.
         mean_kl: mean of KL(reference || form) over the positions.
         kl: over which tokens the KL was taken.
         max_abs_dlogit: largest difference of two logits; None when the engine gives no logits.
+        max_abs_dlogprob: largest difference of two log probabilities, over the tokens that the
+            engine reports; None when it gives logits.
+        perplexity: of the user's answers to the prompts, by the form; None when rows have none.
+        reference_perplexity: the same by the trained model.
+        given_tokens: tokens of those answers.
         same_answers: share of prompts whose whole greedy answer is the same.
         stops_checked: answers that were generated freely, to see that they end at the stop token.
         engine: what computed the form's side.
@@ -55,20 +68,47 @@ class FormParity:
     max_kl: float
     kl: str
     max_abs_dlogit: float | None
+    max_abs_dlogprob: float | None
+    perplexity: float | None
+    reference_perplexity: float | None
+    given_tokens: int
     same_answers: float
     positions: int
     clear_positions: int
     prompts: int
-    limit: float
+    limits: Mapping[str, float]
     renderer_fingerprint: str
     stops_checked: int
     engine: str
     sha256: Mapping[str, str]
     seconds: float
 
+    @property
+    def perplexity_ratio(self) -> float | None:
+        """Perplexity over the trained model's; 1 is no change."""
+        if self.perplexity is None or self.reference_perplexity is None:
+            return None
+        return self.perplexity / self.reference_perplexity
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON values, without what does not apply."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        values = asdict(self) | {"perplexity_ratio": self.perplexity_ratio}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def beyond(self) -> list[str]:
+        """What is beyond its limit, as texts with figure and limit."""
+        found = []
+        if self.greedy_agreement < self.limits["greedy_agreement"]:
+            found.append(
+                f"greedy agreement {self.greedy_agreement:.4f} is below the limit "
+                f"{self.limits['greedy_agreement']:g} ({self.positions} positions, {_clear(self)})"
+            )
+        for name, what in _UPPER.items():
+            value = getattr(self, name)
+            limit = self.limits.get(name, math.inf)
+            if value is not None and not value <= limit:
+                found.append(f"{what} {value:.4g} is above the limit {limit:g}")
+        return found
 
 
 @dataclass
@@ -80,6 +120,8 @@ class Tally:
     divergences: list[float] = field(default_factory=list)
     same_rows: list[bool] = field(default_factory=list)
     largest_dlogit: float = 0.0
+    largest_dlogprob: float = 0.0
+    given: list[float] = field(default_factory=list)
 
     def add_logits(self, reference: NDArray[np.float32], form: NDArray[np.float32]) -> None:
         """A row by full logits, both (tokens, vocabulary).
@@ -124,6 +166,24 @@ class Tally:
         rest = rest_p * np.log(np.maximum(rest_p, np.finfo(np.float64).tiny) / rest_q)
         kl = (np.exp(p) * (p - q)).sum(axis=1) + rest
         self._add(reference, form.token_ids[:, 0], kl)
+        self.largest_dlogprob = max(self.largest_dlogprob, float(np.abs(p - q).max()))
+
+    def add_given(self, logprobs: Iterable[float]) -> None:
+        """Log probabilities of the tokens of one of the user's answers, by the form.
+
+        Raises:
+            ParityError: the form has numbers that are not finite.
+        """
+        found = [float(value) for value in logprobs]
+        if not all(math.isfinite(value) for value in found):
+            raise ParityError("the exported model computes numbers that are not finite")
+        self.given += found
+
+    @property
+    def perplexity(self) -> float | None:
+        """Of all answers that were given; None when there was none."""
+        # Beyond e^700 a float ends; such a model is as broken as any.
+        return math.exp(min(700.0, -_mean(self.given))) if self.given else None
 
     def _add(
         self, reference: NDArray[np.float32], best: NDArray[np.int64], kl: NDArray[np.float64]
@@ -169,7 +229,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def refuse_below(measured: Mapping[Form, FormParity], problems: Mapping[Form, str]) -> None:
-    """Fail when a form is below its limit, or failed a check that has no figure.
+    """Fail when a form is beyond a limit, or failed a check that has no figure.
 
     Args:
         measured: form -> its figures.
@@ -178,28 +238,21 @@ def refuse_below(measured: Mapping[Form, FormParity], problems: Mapping[Form, st
     Raises:
         ParityError: names every such form with figure and limit.
     """
-    lines = [*_below(measured), *(f"{form}: {problem}" for form, problem in problems.items())]
+    found = {form: figures.beyond() for form, figures in measured.items()}
+    lines = [f"{form}: {text}" for form, texts in found.items() for text in texts]
+    lines += [f"{form}: {problem}" for form, problem in problems.items()]
     if not lines:
         return
-    quantised = all("q8_0" in line.partition(":")[0] for line in lines)
-    option = "min_greedy_agreement_quantised" if quantised else "min_greedy_agreement"
+    failed = [*(form for form, texts in found.items() if texts), *problems]
     raise ParityError(
-        f"{len(lines)} of {len(measured) + len(set(problems) - set(measured))} exported forms "
+        f"{len(set(failed))} of {len(set(measured) | set(problems))} exported forms "
         f"differ from the trained model:\n{listed(lines)}",
         why="the bundle would answer otherwise than the model that was judged; nothing was sealed",
         fix="run the export again; if it stays so, leave the form out of export.forms, or accept "
-        f"the difference: --set export.{option}=VALUE (the figures are in scratch/parity.json)",
+        f"the difference: --set export.limits.{failed[0]}.FIGURE=VALUE, where FIGURE is one of "
+        "greedy_agreement, mean_kl, perplexity_ratio, max_abs_dlogit (the figures are in "
+        "scratch/parity.json)",
     )
-
-
-def _below(measured: Mapping[Form, FormParity]) -> Iterator[str]:
-    for form, parity in measured.items():
-        if parity.greedy_agreement < parity.limit:
-            yield (
-                f"{form}: greedy agreement {parity.greedy_agreement:.4f} is below the limit "
-                f"{parity.limit:g} ({parity.positions} positions, {_clear(parity)}, mean KL "
-                f"{parity.mean_kl:.3g} nats)"
-            )
 
 
 def _clear(parity: FormParity) -> str:

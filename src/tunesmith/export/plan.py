@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import FORMS, Form, Recipe, refuse_unread
+from tunesmith.config import DEFAULT_FORMS, ExportConfig, Form, Recipe, refuse_unread
 from tunesmith.errors import ConfigError, DataError, StorageError
 from tunesmith.export.convert import check_convertible
-from tunesmith.export.weights import stored_tensors
+from tunesmith.export.forms import KINDS, PATHS, Limits
+from tunesmith.export.reference import Given, given_rows
 from tunesmith.models.adapters import check_base, has_adapter
 from tunesmith.models.chat import ChatRenderer, turns_of
+from tunesmith.models.files import stored_tensors
 from tunesmith.models.load import BaseModel, load_tokenizer, resolve_base
 from tunesmith.store import Artifact, Run
 
-__all__ = ["PATHS", "SERVED", "ExportPlan", "check_space", "plan_export"]
+__all__ = ["ExportPlan", "check_space", "plan_export"]
 
-PATHS: Mapping[Form, str] = {
-    "adapter": "adapter",
-    "merged": "merged",
-    "gguf-f16": "model-f16.gguf",
-    "gguf-q8_0": "model-q8_0.gguf",
-}
-"""Form -> file or folder in the bundle."""
-QUANTISED: frozenset[Form] = frozenset({"gguf-q8_0"})
-SERVED: tuple[Form, ...] = ("gguf-q8_0", "gguf-f16")
-"""Forms that llama.cpp and Ollama run, the one to prefer first."""
-
-_WEIGHT_BYTES: Mapping[Form, float] = {"gguf-f16": 2.0, "gguf-q8_0": 34 / 32}
-"""Bytes a weight; Q8_0 keeps 32 weights in 32 bytes and a two-byte scale."""
 _SPARE = 1.05
 _TOKENIZER_BYTES = 32_000_000
+_CALIBRATION_TOKENS = 512
+"""Tokens of a training row that a form is calibrated with; longer rows are cut."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +35,9 @@ class ExportPlan:
 
     Attributes:
         name: the recipe's name, which the files carry.
-        limits: form -> least greedy agreement; its keys are the forms to write.
-        rows: the dataset's rows that the forms are compared on, without their answers' use.
+        limits: form -> how far it may be; its keys are the forms to write.
+        rows: the dataset's rows that the forms are compared on.
+        calibration: training rows as token ids, prompt and answer.
         split: which split they come from.
         system: the system text that every training row has, when it is one and the same.
         parameters: number of weights of the base model.
@@ -52,7 +45,8 @@ class ExportPlan:
     """
 
     name: str
-    limits: Mapping[Form, float]
+    config: ExportConfig
+    limits: Mapping[Form, Limits]
     base: BaseModel
     renderer: ChatRenderer
     dataset: Artifact
@@ -60,6 +54,7 @@ class ExportPlan:
     report: Artifact | None
     rows: tuple[Sequence[Mapping[str, Any]], ...]
     split: str
+    calibration: tuple[tuple[int, ...], ...]
     answer_tokens: int
     system: str | None
     parameters: int
@@ -68,7 +63,17 @@ class ExportPlan:
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
         """Tokens of each prompt."""
-        return tuple(self.renderer.prompt_ids(messages) for messages in self.rows)
+        return tuple(self.renderer.prompt_ids(messages[:-1]) for messages in self.rows)
+
+    @property
+    def given(self) -> Given:
+        """Tokens of the user's answers to them."""
+        return given_rows(self.renderer, self.rows, self.answer_tokens)
+
+    @property
+    def needs_merge(self) -> bool:
+        """Whether a form is made from the merged weights."""
+        return any(KINDS[form].needs_merge for form in self.limits)
 
 
 def plan_export(
@@ -84,17 +89,12 @@ def plan_export(
     """
     limits = _limits(recipe, with_adapter=has_adapter(trained))
     n_prompts, answer_tokens = recipe.export.parity_prompts, recipe.export.parity_tokens
+    n_calibration = recipe.export.calibration_rows if _calibrated(limits) else 0
     refuse_unread(recipe, "export")
-    if "adapter" in limits and not has_adapter(trained):
-        raise ConfigError(
-            f"export.forms ({recipe.origin('export.forms')}) holds `adapter`, but "
-            f"{trained.dir} holds no adapter",
-            why="all weights were trained",
-            fix="--set 'export.forms=[merged, gguf-f16, gguf-q8_0]'",
-        )
+    _check_forms(recipe, limits, trained)
     base = resolve_base(recipe.model)
     check_base(trained, base)
-    if any(form.startswith("gguf") for form in limits):
+    if any(KINDS[form].template == "gguf" or form == "gguf-lora" for form in limits):
         check_convertible(base.dir)
     renderer = ChatRenderer(load_tokenizer(base))
     renderer.check_same(trained)
@@ -102,6 +102,7 @@ def plan_export(
     tensors = stored_tensors(base.dir)
     return ExportPlan(
         name=recipe.name,
+        config=recipe.export,
         limits=limits,
         base=base,
         renderer=renderer,
@@ -110,6 +111,7 @@ def plan_export(
         report=report,
         rows=rows,
         split=split,
+        calibration=_calibration(dataset, renderer, n_calibration),
         answer_tokens=answer_tokens,
         system=_constant_system(dataset),
         parameters=sum(tensor.numel for tensor in tensors.values()),
@@ -117,26 +119,48 @@ def plan_export(
     )
 
 
-def _limits(recipe: Recipe, *, with_adapter: bool) -> dict[Form, float]:
-    """Each form's limit; a limit that no form uses is not read, so that setting it is refused."""
+def _limits(recipe: Recipe, *, with_adapter: bool) -> dict[Form, Limits]:
+    """Each form's limits; those of a form that is not written stay unread, so that setting them is
+    refused."""
     config = recipe.export
-    possible = [form for form in FORMS if with_adapter or form != "adapter"]
-    forms = config.forms or possible
-    return {
-        form: config.min_greedy_agreement_quantised
-        if form in QUANTISED
-        else config.min_greedy_agreement
-        for form in dict.fromkeys(forms)
-    }
+    possible = [form for form in DEFAULT_FORMS if with_adapter or form != "adapter"]
+    forms = dict.fromkeys(config.forms or possible)
+    return {form: KINDS[form].limits.changed_by(config.limits.get(form)) for form in forms}
+
+
+def _calibrated(forms: Iterable[Form]) -> bool:
+    return any(KINDS[form].calibrated for form in forms)
+
+
+def _check_forms(recipe: Recipe, forms: Iterable[Form], trained: Artifact) -> None:
+    """Refuse forms of an adapter for a run without one, and forms whose packages are not there."""
+    where = f"export.forms ({recipe.origin('export.forms')})"
+    adapters = [form for form in forms if not KINDS[form].needs_merge]
+    if adapters and not has_adapter(trained):
+        raise ConfigError(
+            f"{where} holds `{adapters[0]}`, but {trained.dir} holds no adapter",
+            why="all weights were trained",
+            fix="--set 'export.forms=[merged, gguf-f16, gguf-q8_0]'",
+        )
+    for form in forms:
+        KINDS[form].writer()
+
+
+def _calibration(
+    dataset: Artifact, renderer: ChatRenderer, count: int
+) -> tuple[tuple[int, ...], ...]:
+    """The first training rows, prompt and answer as training reads them."""
+    rows = _lines(dataset.path("train.jsonl"), count)
+    return tuple(renderer.render(turns_of(row)).token_ids[:_CALIBRATION_TOKENS] for row in rows)
 
 
 def _rows(dataset: Artifact, limit: int) -> tuple[tuple[Sequence[Mapping[str, Any]], ...], str]:
     for split in ("test", "validation"):
         if f"{split}.jsonl" not in dataset.files:
             continue
-        rows = [turns_of(row) for row in _lines(dataset.path(f"{split}.jsonl"))][:limit]
+        rows = [turns_of(row) for row in _lines(dataset.path(f"{split}.jsonl"), limit)]
         if rows:
-            return tuple(messages[:-1] for messages in rows), split
+            return tuple(rows), split
     raise DataError(
         f"{dataset.dir} has neither test nor validation rows",
         why="the exported forms are compared with the trained model on them",
@@ -154,9 +178,10 @@ def _constant_system(dataset: Artifact) -> str | None:
     return texts.pop() if texts else None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+def _lines(path: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """The first rows of a file, one at a time."""
+    with path.open(encoding="utf-8") as stream:
+        yield from map(json.loads, itertools.islice(filter(str.strip, stream), limit))
 
 
 def check_space(plan: ExportPlan, at: Run, vocabulary: int) -> None:
@@ -168,14 +193,16 @@ def check_space(plan: ExportPlan, at: Run, vocabulary: int) -> None:
     Raises:
         StorageError: names the bytes that are needed and free.
     """
-    sizes = {
-        "adapter": sum(e.bytes for f, e in plan.trained.files.items() if f.startswith("adapter/")),
-        "merged": plan.stored_bytes,
-        **{form: int(plan.parameters * each) for form, each in _WEIGHT_BYTES.items()},
-    }
-    need = sum(sizes[form] for form in plan.limits if not (at.dir / PATHS[form]).exists())
-    if any(not (at.dir / PATHS[form]).exists() for form in plan.limits if form != "adapter"):
+    adapter = sum(e.bytes for f, e in plan.trained.files.items() if f.startswith("adapter/"))
+    missing = [form for form in plan.limits if not (at.dir / PATHS[form]).exists()]
+    need = 0
+    for form in missing:
+        each = KINDS[form].bytes_per_weight
+        need += int(plan.parameters * each) if KINDS[form].needs_merge else adapter
+    if any(KINDS[form].needs_merge for form in missing):
         need += 4 * plan.parameters  # the merge in float32, below scratch/
+    if any(KINDS[form].template == "gguf" for form in missing):
+        need += 4 * plan.parameters  # the file that the others are quantised from
     if not (at.dir / "scratch/reference.npy").exists():
         need += 4 * vocabulary * plan.answer_tokens * len(plan.rows)
     need = int(need * _SPARE) + _TOKENIZER_BYTES

@@ -1,9 +1,13 @@
-"""The model that every form must equal: base + adapter in float32, its answers and its logits."""
+"""The model that every form must equal: base + adapter in float32, its answers and its logits.
+
+It is asked twice: for its own greedy answers, on which expectations are compared, and for how likely
+the user's answers to the same prompts are, which is perplexity.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +21,36 @@ if TYPE_CHECKING:
 
     from tunesmith.models.chat import ChatRenderer
 
-__all__ = ["Reference", "answer_logits", "open_reference", "record_reference"]
+__all__ = [
+    "Given",
+    "Reference",
+    "answer_logits",
+    "given_rows",
+    "open_reference",
+    "own_logprobs",
+    "record_reference",
+]
 
 ROWS = "scratch/reference.json"
 LOGITS = "scratch/reference.npy"
+
+
+@dataclass(frozen=True)
+class Given:
+    """The user's answers to the prompts.
+
+    Attributes:
+        rows: prompt and answer of each row that has one, as token ids.
+        starts: where each row's answer starts.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(map(len, self.rows)) - sum(self.starts)
 
 
 @dataclass(frozen=True)
@@ -28,6 +58,9 @@ class Reference:
     """The trained model's own greedy answers, and what it expected at each of their tokens.
 
     Attributes:
+        given: the user's answers to the same prompts.
+        given_logprob: mean log probability that the trained model gives to their tokens, in nats;
+            None when no row has an answer.
         rows: prompt and answer of each row, as token ids; a stop token, if one came, is the last.
         starts: where each row's answer starts.
         logits: (positions, vocabulary) float32, of all rows' answer tokens in order: the entry for
@@ -37,6 +70,8 @@ class Reference:
     rows: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
     logits: NDArray[np.float32]
+    given: Given = Given((), ())
+    given_logprob: float | None = None
 
     @property
     def answers(self) -> tuple[tuple[int, ...], ...]:
@@ -60,6 +95,7 @@ def record_reference(
     model: Any,
     renderer: ChatRenderer,
     prompts: Sequence[Sequence[int]],
+    given: Given,
     answer_tokens: int,
     at: Run,
     on_row: Callable[[], None],
@@ -68,6 +104,7 @@ def record_reference(
 
     Args:
         model: in evaluation mode and float32.
+        given: the user's answers, of which the log probability is kept.
         answer_tokens: longest answer, the stop token included.
         on_row: called for each row that is done; twice a row.
 
@@ -98,16 +135,54 @@ def record_reference(
             on_row()
         logits.flush()
         del logits
-    at.write_json(ROWS, {"rows": rows, "starts": starts})
+    total = sum(
+        own_logprobs(block, row[start:]).sum()
+        for block, row, start in zip(
+            answer_logits(model, given.rows, given.starts), given.rows, given.starts, strict=True
+        )
+    )
+    logprob = float(total) / given.n_tokens if given.rows else None
+    kept = {"rows": rows, "starts": starts, "given_rows": given.rows, "given_starts": given.starts}
+    at.write_json(ROWS, kept | {"given_logprob": logprob})
     return _read(at.dir)
 
 
-def open_reference(at: Run, prompts: Sequence[Sequence[int]]) -> Reference | None:
+def given_rows(
+    renderer: ChatRenderer, conversations: Sequence[Sequence[Mapping[str, Any]]], longest: int
+) -> Given:
+    """The user's last answers, as training reads them, cut after `longest` tokens each.
+
+    A conversation whose prompt is not how the whole one begins is left out.
+    """
+    rows, starts = [], []
+    for messages in conversations:
+        prompt = renderer.prompt_ids(messages[:-1])
+        whole = renderer.render(messages)
+        learned = [i for i, trained in enumerate(whole.trained) if trained and i >= len(prompt)]
+        if whole.token_ids[: len(prompt)] == prompt and learned:
+            rows.append(whole.token_ids[: min(learned[-1] + 1, len(prompt) + longest)])
+            starts.append(len(prompt))
+    return Given(tuple(rows), tuple(starts))
+
+
+def own_logprobs(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:
+    """Log probability of each token, (tokens,), from logits of (tokens, vocabulary)."""
+    import numpy as np
+
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    chosen = np.take_along_axis(exact, np.array(tokens, np.int64)[:, None], axis=1)[:, 0]
+    result: NDArray[np.float64] = chosen - np.log(np.exp(exact).sum(axis=1))
+    return result
+
+
+def open_reference(at: Run, prompts: Sequence[Sequence[int]], given: Given) -> Reference | None:
     """What an interrupted export of these prompts recorded; None when there is nothing whole."""
     if not (at.dir / ROWS).is_file() or not (at.dir / LOGITS).is_file():
         return None
     reference = _read(at.dir)
-    return reference if reference.prompts == tuple(map(tuple, prompts)) else None
+    same = reference.prompts == tuple(map(tuple, prompts)) and reference.given == given
+    return reference if same else None
 
 
 def _read(folder: Path) -> Reference:
@@ -118,6 +193,8 @@ def _read(folder: Path) -> Reference:
         tuple(map(tuple, found["rows"])),
         tuple(found["starts"]),
         np.load(folder / LOGITS, mmap_mode="r"),
+        Given(tuple(map(tuple, found["given_rows"])), tuple(found["given_starts"])),
+        found["given_logprob"],
     )
 
 

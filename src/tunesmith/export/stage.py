@@ -6,9 +6,9 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from tunesmith.errors import InterruptedRun, ParityError, StorageError
 from tunesmith.export import weights
 from tunesmith.export.card import card
 from tunesmith.export.certify import Expected, files_of, measure
-from tunesmith.export.convert import to_gguf
+from tunesmith.export.forms import KINDS, PATHS, SERVED, Limits, Sources, finite
 from tunesmith.export.modelfile import modelfile
 from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
-from tunesmith.export.plan import PATHS, SERVED, ExportPlan, check_space, plan_export
+from tunesmith.export.plan import ExportPlan, check_space, plan_export
 from tunesmith.export.reference import Reference, open_reference, record_reference
 from tunesmith.models.adapters import load_trained
 from tunesmith.store import Artifact, Run, storage_errors
@@ -30,6 +30,8 @@ __all__ = ["ExportResult", "run"]
 
 MERGED = "scratch/float32"
 MEASURED = "scratch/parity"
+FACTS = "scratch/facts"
+SHARED = "scratch/shared"
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ def run(
     plan = plan_export(recipe, dataset, trained, report)
     check_space(plan, at, len(plan.renderer.tokenizer))
     with _resumable(), progress("Export", 2 * len(plan.limits) + 2, unit="parts") as bar:
-        reference = _prepare(plan, at, bar)
-        _write(plan, at, bar)
-        measured = _certify(plan, at, reference, bar)
+        reference, sources = _prepare(plan, at, bar), _sources(plan, at)
+        _write(plan, at, sources, bar)
+        measured = _certify(plan, at, Expected(sources, reference), bar)
     return _seal(plan, at, measured)
 
 
@@ -90,16 +92,17 @@ def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
     """The reference, and the merge in float32 below `scratch/` when a form needs it."""
     import torch
 
-    reference = open_reference(at, plan.prompts)
-    merged = all((at.dir / PATHS[f]).exists() for f in plan.limits if f != "adapter")
-    merged = merged or (at.dir / MERGED).is_dir()
+    given = plan.given
+    reference = open_reference(at, plan.prompts, given)
+    made = all(_is_whole(at, form) for form in plan.limits if KINDS[form].needs_merge)
+    merged = made or (at.dir / MERGED).is_dir()
     if reference is None or not merged:
         bar.advance(0, "loading the trained model")
         model = load_trained(plan.trained, plan.base, torch.float32)
         if reference is None:
             bar.advance(0, "reference answers")
             reference = record_reference(
-                model, plan.renderer, plan.prompts, plan.answer_tokens, at, lambda: None
+                model, plan.renderer, plan.prompts, given, plan.answer_tokens, at, lambda: None
             )
         bar.advance(1, "merging in float32")
         if not merged:
@@ -113,47 +116,48 @@ def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
     return reference
 
 
-def _write(plan: ExportPlan, at: Run, bar: Bar) -> None:
-    writers: Mapping[Form, Callable[[ExportPlan, Run], None]] = {
-        "adapter": _write_adapter,
-        "merged": _write_merged,
-        "gguf-f16": lambda plan, at: _write_gguf(plan, at, "gguf-f16"),
-        "gguf-q8_0": lambda plan, at: _write_gguf(plan, at, "gguf-q8_0"),
-    }
+def _sources(plan: ExportPlan, at: Run) -> Sources:
+    shared = at.path(f"{SHARED}/x").parent
+    return Sources(
+        merged=at.dir / MERGED,
+        base=plan.base,
+        trained=plan.trained,
+        renderer=plan.renderer,
+        name=f"{plan.base.name} {plan.name}",
+        scratch=shared,
+        calibration=plan.calibration,
+        config=plan.config,
+    )
+
+
+def _write(plan: ExportPlan, at: Run, sources: Sources, bar: Bar) -> None:
     if not (at.dir / "tokenizer").is_dir():
         with _whole_folder(at, "tokenizer") as folder:
             weights.save_tokenizer(plan.renderer, folder)
     for form in plan.limits:
         bar.advance(0, f"writing {form}")
-        if not (at.dir / PATHS[form]).exists():
-            writers[form](plan, at)
+        if not _is_whole(at, form):
+            _write_form(form, at, sources)
         bar.advance(1)
 
 
-def _write_adapter(plan: ExportPlan, at: Run) -> None:
-    """The files as trained; the config names the base as cards do, never a path of this disk."""
-    source = plan.trained.folder("adapter")
-    with _whole_folder(at, PATHS["adapter"]) as folder:
-        for name in plan.trained.files:
-            if name.startswith("adapter/"):
-                target = folder / Path(name).relative_to("adapter")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(plan.trained.dir / name, target)
-        config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = plan.base.name
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+def _is_whole(at: Run, form: Form) -> bool:
+    """A form's facts are written before it gets its name."""
+    return (at.dir / PATHS[form]).exists() and (at.dir / f"{FACTS}/{form}.json").exists()
 
 
-def _write_merged(plan: ExportPlan, at: Run) -> None:
-    with _whole_folder(at, PATHS["merged"]) as folder:
-        weights.write_rounded(at.dir / MERGED, plan.base.dir, folder)
-
-
-def _write_gguf(plan: ExportPlan, at: Run, form: Form) -> None:
-    with at.writing(PATHS[form]) as temporary:
-        name = f"{plan.base.name} {plan.name}"
-        to_gguf(at.dir / MERGED, temporary, "q8_0" if form == "gguf-q8_0" else "f16", name)
+def _write_form(form: Form, at: Run, sources: Sources) -> None:
+    """A form under its name when it is whole, after its facts."""
+    path, write = PATHS[form], KINDS[form].writer()
+    if path.endswith(".gguf"):
+        with at.writing(path) as temporary:
+            facts = write(sources, temporary)
+            at.write_json(f"{FACTS}/{form}.json", facts)
+    else:
+        shutil.rmtree(at.dir / path, ignore_errors=True)
+        with _whole_folder(at, path) as folder:
+            facts = write(sources, folder)
+            at.write_json(f"{FACTS}/{form}.json", facts)
 
 
 @contextmanager
@@ -181,54 +185,56 @@ def _whole_folder(at: Run, name: str) -> Iterator[Path]:
         ) from error
 
 
-def _certify(plan: ExportPlan, at: Run, reference: Reference, bar: Bar) -> dict[Form, FormParity]:
+def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Form, FormParity]:
     """The figures of every form.
 
     Raises:
         ParityError: names all forms that failed; their files are removed, so that a resumed export
             makes them again.
     """
-    expected = Expected(plan.base, plan.renderer, reference)
     measured: dict[Form, FormParity] = {}
     problems: dict[Form, str] = {}
-    for form, limit in plan.limits.items():
+    for form, limits in plan.limits.items():
         bar.advance(0, f"proving {form}")
-        found = _measured_before(at, form, limit)
+        found = _measured_before(at, form, limits)
         try:
-            measured[form] = found or measure(form, at.dir, expected, limit)
+            measured[form] = found or measure(form, at.dir, expected, limits)
             at.write_json(f"{MEASURED}/{form}.json", asdict(measured[form]))
         except ParityError as error:
             problems[form] = error.what
         gc.collect()
         bar.advance(1)
-    at.write_json("scratch/parity.json", _certificate(plan, measured) | {"problems": problems})
+    at.write_json("scratch/parity.json", _certificate(plan, at, measured) | {"problems": problems})
     try:
         refuse_below(measured, problems)
     except ParityError:
-        _discard(at, [*problems, *(f for f, p in measured.items() if p.greedy_agreement < p.limit)])
+        _discard(at, [*problems, *(form for form, found in measured.items() if found.beyond())])
         raise
     return measured
 
 
-def _measured_before(at: Run, form: Form, limit: float) -> FormParity | None:
-    """What an interrupted export measured on these very files."""
+def _measured_before(at: Run, form: Form, limits: Limits) -> FormParity | None:
+    """What an interrupted export measured on these very files, under the limits of now."""
     path = at.dir / f"{MEASURED}/{form}.json"
     if not path.is_file():
         return None
     found = FormParity(**json.loads(path.read_text(encoding="utf-8")))
-    same = found.sha256 == files_of(form, at.dir) and found.limit == limit
-    return found if same else None
+    if found.sha256 != files_of(form, at.dir):
+        return None
+    return replace(found, limits=finite(limits))
 
 
 def _discard(at: Run, forms: list[Form]) -> None:
     for form in forms:
         place = at.dir / PATHS[form]
         shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-        (at.dir / f"{MEASURED}/{form}.json").unlink(missing_ok=True)
-    shutil.rmtree(at.dir / MERGED, ignore_errors=True)
+        for kept in (MEASURED, FACTS):
+            (at.dir / f"{kept}/{form}.json").unlink(missing_ok=True)
+    for kept in (MERGED, SHARED):
+        shutil.rmtree(at.dir / kept, ignore_errors=True)
 
 
-def _certificate(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> dict[str, Any]:
+def _certificate(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> dict[str, Any]:
     """What `parity.json` holds."""
     return {
         "reference": "base + adapter, transformers, float32"
@@ -241,15 +247,25 @@ def _certificate(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> dict[
         "clear_margin_nats": CLEAR_MARGIN_NATS,
         "renderer_fingerprint": plan.renderer.fingerprint,
         "stop_ids": list(plan.renderer.stop_ids),
-        "forms": {form: parity.as_dict() for form, parity in measured.items()},
+        "forms": {
+            form: parity.as_dict() | {"facts": _facts(at, form)}
+            for form, parity in measured.items()
+        },
     }
+
+
+def _facts(at: Run, form: Form) -> Mapping[str, Any]:
+    """What the form's writer said of it."""
+    text = (at.dir / f"{FACTS}/{form}.json").read_text(encoding="utf-8")
+    facts: dict[str, Any] = json.loads(text)
+    return facts
 
 
 def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> ExportResult:
     ggufs: list[Form] = [form for form in SERVED if form in measured]
     if ggufs:
         at.write_text("Modelfile", modelfile(plan.renderer, PATHS[ggufs[0]], plan.system))
-    at.write_json("parity.json", _certificate(plan, measured))
+    at.write_json("parity.json", _certificate(plan, at, measured))
     at.write_text("README.md", card(plan, measured))
     facts = {
         "forms": {form: PATHS[form] for form in measured},

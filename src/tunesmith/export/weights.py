@@ -4,76 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
+from tunesmith.export.forms import Sources
+from tunesmith.export.reference import answer_logits
+from tunesmith.models.adapters import put_adapter
 from tunesmith.models.chat import ChatRenderer
-from tunesmith.models.load import quiet_transformers, save_model
+from tunesmith.models.files import stored_tensors
+from tunesmith.models.load import load_model, quiet_transformers, save_model
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 __all__ = [
-    "StoredTensor",
+    "adapter_answers",
+    "folder_answers",
     "merge",
     "most_common_format",
     "save_merged",
     "save_tokenizer",
-    "stored_tensors",
+    "write_adapter",
+    "write_merged",
     "write_rounded",
 ]
 
 INDEX = "model.safetensors.index.json"
-_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as a safetensors file declares it.
-
-    Attributes:
-        dtype: "float32", "float16", "bfloat16" or "float64"; other formats keep safetensors' name.
-        numel: number of elements.
-        bytes: size in the file.
-    """
-
-    dtype: str
-    numel: int
-    bytes: int
-
-
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor in a folder's safetensors files, read from their headers alone.
-
-    Raises:
-        ModelError: a file's header is damaged.
-    """
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with file.open("rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    found[name] = _stored(entry)
-        except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise ModelError(
-                f"{file} is damaged: its header cannot be read",
-                why=str(error),
-                fix="copy or download the model again",
-            ) from error
-    return found
-
-
-def _stored(entry: Mapping[str, Any]) -> StoredTensor:
-    numel = 1
-    for size in entry["shape"]:
-        numel *= int(size)
-    start, end = entry["data_offsets"]
-    return StoredTensor(_NAMES.get(entry["dtype"], entry["dtype"]), numel, end - start)
+_FORMATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def merge(model: Any) -> Any:
@@ -119,6 +80,47 @@ def _untie_adapted_head(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
+def write_adapter(sources: Sources, target: Path) -> dict[str, Any]:
+    """The form `adapter`: the files as trained; the config names the base as cards do, never a path
+    of this disk."""
+    source = sources.trained.folder("adapter")
+    for name in sources.trained.files:
+        if name.startswith("adapter/"):
+            place = target / Path(name).relative_to("adapter")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(sources.trained.dir / name, place)
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    _write_json(
+        target / "adapter_config.json", config | {"base_model_name_or_path": sources.base.name}
+    )
+    return {}
+
+
+def adapter_answers(
+    place: Path, sources: Sources, rows: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
+    """See `forms.Answers`: PEFT on the base, in float32."""
+    import torch
+
+    model = put_adapter(load_model(sources.base, torch.float32), place)
+    yield from answer_logits(model, rows, starts)
+
+
+def write_merged(sources: Sources, target: Path) -> dict[str, Any]:
+    """The form `merged`."""
+    write_rounded(sources.merged, sources.base.dir, target)
+    return {"format": most_common_format(sources.base.dir)}
+
+
+def folder_answers(
+    place: Path, _sources: Sources, rows: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
+    """See `forms.Answers`: transformers, in float32."""
+    import torch
+
+    yield from answer_logits(load_model(place, torch.float32), rows, starts)
+
+
 def save_merged(model: Any, renderer: ChatRenderer, folder: Path) -> None:
     """A plain model with tokenizer, chat template and stop tokens, as `load_model` reads it."""
     stops = list(renderer.stop_ids)
@@ -157,7 +159,7 @@ def most_common_format(folder: Path) -> str:
     for tensor in stored_tensors(folder).values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
     best = max(counts, key=lambda dtype: counts[dtype])
-    return best if best in _NAMES.values() else "float32"
+    return best if best in _FORMATS else "float32"
 
 
 def _round_file(file: Path, formats: Mapping[str, str], common: str, target: Path) -> int:
@@ -167,7 +169,7 @@ def _round_file(file: Path, formats: Mapping[str, str], common: str, target: Pat
     tensors = load_file(file)
     for name, tensor in tensors.items():
         wanted = formats.get(name, common)
-        dtype: torch.dtype = getattr(torch, wanted if wanted in _NAMES.values() else common)
+        dtype: torch.dtype = getattr(torch, wanted if wanted in _FORMATS else common)
         tensors[name] = _rounded(name, tensor, dtype)
     save_file(tensors, target, metadata={"format": "pt"})
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.config import FORMS, Recipe
+from tunesmith.config import DEFAULT_FORMS, LimitConfig, Recipe
 from tunesmith.errors import StorageError
 from tunesmith.pipeline.stages import Project, Step, attempts, check, do_step
 from tunesmith.store import Artifact, Run
@@ -137,15 +137,14 @@ def rooms_of(recipe: Recipe) -> Rooms:
 def _short_export(recipe: Recipe) -> Recipe:
     """An export that proves little of each form: a step of training is no model to hold to limits."""
     config = recipe.export
-    forms = config.forms or FORMS
+    anything = LimitConfig(
+        greedy_agreement=0.0, mean_kl=1e9, perplexity_ratio=1e9, max_abs_dlogit=1e9
+    )
     changes: dict[str, Any] = {
         "parity_prompts": min(2, config.parity_prompts),
         "parity_tokens": min(REHEARSED_TOKENS, config.parity_tokens),
+        "limits": dict.fromkeys(config.forms or DEFAULT_FORMS, anything),
     }
-    if any(form != "gguf-q8_0" for form in forms):
-        changes["min_greedy_agreement"] = 1e-9
-    if "gguf-q8_0" in forms:
-        changes["min_greedy_agreement_quantised"] = 1e-9
     return _changed(recipe, "export", changes)
 
 

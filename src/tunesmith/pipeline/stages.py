@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith.config import FORMS, Recipe, refuse_unread
+from tunesmith.config import DEFAULT_FORMS, Recipe, refuse_unread
 from tunesmith.errors import (
     ArtifactError,
     ConfigError,
@@ -297,6 +297,8 @@ class Project:
 
             sources = list(data.sources(self.recipe))
             inputs[stage] = _by_content(section, {p.path: p.sha256 for p in sources})
+            # Rows are measured in the tokens of the model that the recipe names, if it does.
+            inputs |= data.token_inputs(self.recipe)
             return sources, inputs
         parents = [made[parent].as_parent() for parent in MADE_FROM[stage]]
         if stage == "train" and self.base is not None:
@@ -343,12 +345,9 @@ def _without_effect(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
     the recipe alone.
     """
     train, export = values["train"], values["export"]
-    forms = export["forms"] or FORMS
-    dead = {
-        "train.sample_every_steps": train["sample_rows"] == 0,
-        "export.min_greedy_agreement": all(form == "gguf-q8_0" for form in forms),
-        "export.min_greedy_agreement_quantised": "gguf-q8_0" not in forms,
-    }
+    forms = export["forms"] or DEFAULT_FORMS
+    dead = {"train.sample_every_steps": train["sample_rows"] == 0}
+    dead |= {f"export.limits.{form}": form not in forms for form in export["limits"]}
     for key, unread in dead.items():
         if unread and recipe.origin(key) != "default":
             yield f"{key} ({recipe.origin(key)}) has no effect with the other settings as they are"

@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import aiohttp
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["LlamaBackend", "LlamaSettings"]
 
 POLL_SECONDS = 0.05
+MANY = 1_024
+"""Likeliest tokens among which one is looked for that llama.cpp gives no probability of."""
 FIELDS = ["content", "tokens", "stop_type", "tokens_predicted", "completion_probabilities"]
 
 
@@ -178,6 +182,22 @@ class LlamaBackend:
 
         return self._thread.run(side_by_side(one, len(rows), self.settings.slots))
 
+    def own_logprobs(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[NDArray[np.float64]]:
+        """Log probability that the model gives to each row's own tokens, (tokens,), from its start on.
+
+        Raises:
+            DataError: a row is empty, starts at its first token, or is longer than the context.
+            EngineError: the child died or hangs.
+        """
+        check_rows(rows, starts, self.context_tokens)
+
+        async def one(index: int, slot: int) -> NDArray[np.float64]:
+            return await self._own_logprobs(rows[index], starts[index], slot)
+
+        return self._thread.run(side_by_side(one, len(rows), self.settings.slots))
+
     def close(self) -> None:
         """Stop the child. Close other event loops' sessions first with `aclose_session`."""
         self._process.close()
@@ -220,6 +240,39 @@ class LlamaBackend:
         text = whole_characters(str(answer["content"]))
         return Generation(tuple(answer["tokens"]), text, _finish_reason(answer), len(prompt))
 
+    async def _own_logprobs(self, row: Sequence[int], start: int, slot: int) -> NDArray[np.float64]:
+        import numpy as np
+
+        found = []
+        for position in range(start, len(row)):
+            token = row[position]
+            # The drawn token comes with its log probability of before the bias, however unlikely.
+            answer = await self._answer(self._probe(row[:position], 1, token, slot))
+            drawn = answer.get("completion_probabilities")
+            if drawn and drawn[0]["id"] == token:
+                found.append(float(drawn[0]["logprob"]))
+            else:
+                # A token that ends inside a character comes without: look for it among the likeliest.
+                answer = await self._answer(self._probe(row[:position], MANY, "a", slot))
+                best = answer["completion_probabilities"][0]["top_logprobs"]
+                named = {entry["id"]: float(entry["logprob"]) for entry in best}
+                found.append(named.get(token, min(named.values())))
+        return np.array(found, np.float64)
+
+    def _probe(self, past: Sequence[int], top: int, drawn: int | str, slot: int) -> dict[str, Any]:
+        """A request for the next token's log probabilities, in which `drawn` is drawn."""
+        return {
+            "prompt": list(past),
+            "n_predict": 1,
+            "n_probs": top,
+            "post_sampling_probs": False,
+            "temperature": 0.0,
+            "logit_bias": [[drawn, 1e9]],
+            "id_slot": slot,
+            "cache_prompt": True,
+            "response_fields": FIELDS,
+        }
+
     async def _row_logprobs(
         self, row: Sequence[int], start: int, top: int, slot: int
     ) -> NextTokenLogprobs:
@@ -227,19 +280,9 @@ class LlamaBackend:
 
         ids, logprobs = [], []
         for position in range(start, len(row)):
-            body = {
-                "prompt": list(row[:position]),
-                "n_predict": 1,
-                "n_probs": top,
-                "post_sampling_probs": False,
-                "temperature": 0.0,
-                # llama.cpp leaves the logprobs out when the token that it draws ends inside a
-                # character. So it must draw this one; the logprobs are taken before the bias.
-                "logit_bias": [["a", 1e9]],
-                "id_slot": slot,
-                "cache_prompt": True,
-                "response_fields": FIELDS,
-            }
+            # llama.cpp leaves the logprobs out when the token that it draws ends inside a
+            # character. So it must draw this one; the logprobs are taken before the bias.
+            body = self._probe(row[:position], top, "a", slot)
             answer = await self._answer(body)
             best = answer["completion_probabilities"][0]["top_logprobs"]
             ids.append([entry["id"] for entry in best])

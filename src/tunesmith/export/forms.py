@@ -1,0 +1,226 @@
+"""The forms in which a model leaves: where each lies, who writes it, who asks it, how close it must be.
+
+A row names functions; their modules, and the packages behind them, are imported when the form is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.config import ExportConfig, Form, LimitConfig
+from tunesmith.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tunesmith.models.chat import ChatRenderer
+    from tunesmith.models.load import BaseModel
+    from tunesmith.store import Artifact
+
+__all__ = [
+    "KINDS",
+    "PATHS",
+    "SERVED",
+    "Answers",
+    "FormKind",
+    "Limits",
+    "Sources",
+    "Writer",
+    "finite",
+]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a form may be from the trained model. Infinite or zero where nothing is asked.
+
+    Attributes:
+        greedy_agreement: least share of positions with the same most likely token.
+        mean_kl: largest mean KL(trained model || form), in nats.
+        perplexity_ratio: largest perplexity of the user's answers, over the trained model's.
+        max_abs_dlogit: largest difference of one logit, where the engine gives all of them.
+    """
+
+    greedy_agreement: float
+    mean_kl: float
+    perplexity_ratio: float
+    max_abs_dlogit: float = math.inf
+
+    def changed_by(self, config: LimitConfig | None) -> Limits:
+        """These limits with those that a recipe sets in their place."""
+        if config is None:
+            return self
+        wanted = {name: getattr(config, name) for name in asdict(self)}
+        return Limits(**asdict(self) | {k: v for k, v in wanted.items() if v is not None})
+
+
+def finite(limits: Limits) -> dict[str, float]:
+    """The limits that ask for something, as JSON values."""
+    return {name: value for name, value in asdict(limits).items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What forms are made from.
+
+    Attributes:
+        merged: folder in Hugging Face's layout with every weight in float32, tokenizer beside them.
+        base: the model that was trained on.
+        trained: the run.
+        renderer: the chat renderer that the run was trained with.
+        name: what the files call the model.
+        scratch: folder for what several forms share; it survives a resume.
+        calibration: training rows as token ids, prompt and answer.
+        config: the recipe's section.
+    """
+
+    merged: Path
+    base: BaseModel
+    trained: Artifact
+    renderer: ChatRenderer
+    name: str
+    scratch: Path
+    calibration: tuple[tuple[int, ...], ...]
+    config: ExportConfig = field(repr=False)
+
+
+Writer = Callable[[Sources, Path], Mapping[str, Any]]
+"""Writes a form to a temporary file or folder; returns facts for certificate and card.
+
+Raises ModelError (this model cannot have the form), EnvironmentProblem, StorageError."""
+Answers = Callable[
+    [Path, Sources, Sequence[Sequence[int]], Sequence[int]], Iterator["NDArray[np.float32]"]
+]
+"""(file or folder, sources, rows, starts) -> for each row (tokens, vocabulary) logits from its start on."""
+Own = Literal["folder", "gguf", "bundle"]
+
+
+@dataclass(frozen=True)
+class FormKind:
+    """One form.
+
+    Attributes:
+        path: its file or folder in the bundle.
+        write: "module:function" of a `Writer`, below `tunesmith.export`.
+        limits: defaults, which `export.limits` replaces.
+        bytes_per_weight: for the room on the disk; 0 when it holds an adapter alone.
+        template: whose chat template is proved: its folder's, its GGUF file's or the bundle's.
+        answers: "module:function" of an `Answers`; empty for what llama.cpp runs.
+        ask: "module:function" (place, sources, reference) -> `certify.Asked`, for what llama.cpp runs
+            otherwise than as a model file of its own.
+        packages: what computes its answers.
+        extra: the pip extra that brings them.
+        needs_merge: whether it is made from the merged weights; else from the adapter.
+        calibrated: whether it is made with training rows.
+    """
+
+    path: str
+    write: str
+    limits: Limits
+    bytes_per_weight: float
+    template: Own
+    answers: str = ""
+    ask: str = ""
+    packages: tuple[str, ...] = ("transformers",)
+    extra: str = "export"
+    needs_merge: bool = True
+    calibrated: bool = False
+
+    def writer(self) -> Writer:
+        """The function that writes it.
+
+        Raises:
+            EnvironmentProblem: a package that it needs is not installed.
+        """
+        writer: Writer = self._load(self.write)
+        return writer
+
+    def asker(self) -> Answers:
+        """The function that asks it.
+
+        Raises:
+            EnvironmentProblem: a package that it needs is not installed.
+        """
+        answers: Answers = self._load(self.answers)
+        return answers
+
+    def llama_asker(self) -> Any:
+        """The function that asks it through llama.cpp; see `ask`."""
+        return self._load(self.ask)
+
+    def engine(self) -> str:
+        """What computes its answers, with versions."""
+        return ", ".join(f"{package} {version(package)}" for package in self.packages)
+
+    def _load(self, name: str) -> Any:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(f"tunesmith.export.{module}"), attribute)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("tunesmith"):
+                raise
+            raise EnvironmentProblem(
+                f"the form at {self.path} needs the package {error.name!r}, which is not installed",
+                fix=f"pip install 'tunesmith[{self.extra}]', or leave it out of export.forms",
+            ) from error
+
+
+def _gguf(kind: str, bits: float, limits: Limits) -> FormKind:
+    return FormKind(
+        path=f"model-{kind}.gguf",
+        write=f"convert:write_{kind}",
+        limits=limits,
+        bytes_per_weight=bits / 8,
+        template="gguf",
+    )
+
+
+def _folder(
+    path: str, module: str, bits: float, limits: Limits, packages: tuple[str, ...], extra: str
+) -> FormKind:
+    return FormKind(
+        path=path,
+        write=f"{module}:write_{path.replace('-', '_')}",
+        limits=limits,
+        bytes_per_weight=bits / 8,
+        template="folder",
+        answers=f"{module}:answers",
+        packages=packages,
+        extra=extra,
+    )
+
+
+KINDS: Mapping[Form, FormKind] = {
+    "adapter": FormKind(
+        "adapter",
+        "weights:write_adapter",
+        Limits(0.99, 1e-6, 1.001, 1e-3),
+        0.0,
+        "bundle",
+        answers="weights:adapter_answers",
+        needs_merge=False,
+    ),
+    "merged": FormKind(
+        "merged",
+        "weights:write_merged",
+        Limits(0.99, 0.01, 1.02),
+        4.0,
+        "folder",
+        answers="weights:folder_answers",
+    ),
+    "gguf-f16": _gguf("f16", 16, Limits(0.99, 0.01, 1.02)),
+    "gguf-bf16": _gguf("bf16", 16, Limits(0.98, 0.02, 1.02)),
+    "gguf-q8_0": _gguf("q8_0", 8.5, Limits(0.97, 0.02, 1.03)),
+}
+
+PATHS: Mapping[Form, str] = {form: kind.path for form, kind in KINDS.items()}
+"""Form -> file or folder in the bundle."""
+SERVED: tuple[Form, ...] = ("gguf-q8_0", "gguf-f16")
+"""Forms that llama.cpp and Ollama run, the one to prefer first."""
