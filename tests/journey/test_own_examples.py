@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -261,3 +262,46 @@ def test_the_first_example_runs_as_it_is_written(tiny_base, tmp_path):
         place.parent.name.split("-")[0] for place in tmp_path.glob("runs/orders/*/manifest.json")
     }
     assert made == {"data", "train", "evaluate", "export"}
+
+
+def test_every_form_of_the_bundle_is_measured_side_by_side(finished, small_sets):
+    _, call, stages = finished
+    # The limits are a random model's; what is measured here is the rest.
+    asked = [*small_sets, "--form", "merged", "--form", "gguf-q8_0"]
+    found = json.loads(call("forms", "recipe.yaml", *asked, "--json").stdout)
+    place = Path(found["directory"])
+    bundle = Path(next(s["directory"] for s in stages if s["stage"] == "export"))
+    assert [row["form"] for row in found["forms"]] == ["merged", "gguf-q8_0"]
+    for row, name in zip(
+        found["forms"], ("merged/model.safetensors", "model-q8_0.gguf"), strict=True
+    ):
+        assert row["bytes"] >= (bundle / name).stat().st_size
+        assert row["n"] == 4
+        assert 0 <= row["interval"][0] <= row["accuracy"] <= row["interval"][1] <= 1
+        assert min(row["load_seconds"], row["first_token_seconds"]) > 0
+        assert row["peak_rss_bytes"] > 10e6
+        assert -100 <= row["points"] <= 100
+    assert (place / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((place / "forms.json").read_text())["forms"] == found["forms"]
+    shown = call("forms", "recipe.yaml", *small_sets, "--form", "gguf-q8_0")
+    assert "gguf-q8_0" in shown.stdout
+    assert "n=4" in shown.stdout
+    refused = call("forms", "recipe.yaml", *small_sets, "--form", "gguf-q8", code=2)
+    assert "did you mean 'gguf-q8_0'" in refused.stderr
+
+
+def test_a_bundle_is_signed_checked_and_served_only_when_it_is_as_it_was_signed(
+    finished, small_sets, tmp_path
+):
+    _, call, stages = finished
+    bundle = Path(next(s["directory"] for s in stages if s["stage"] == "export"))
+    call("sign", "--new-key", tmp_path / "mine.pem")
+    assert not (bundle / "model.sig").exists()
+    call("export", "recipe.yaml", *small_sets, "--set", f"signing_key={tmp_path}/mine.pem")
+    assert (bundle / "model.sig").is_file()
+    copied = Path(shutil.copytree(bundle, tmp_path / "copied"))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["facts"]["name"] = "another"
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    refused = call("serve", copied, "--set", f"public_key={tmp_path}/mine.pem.pub", code=6)
+    assert "is not what the owner of mine.pem.pub signed" in refused.stderr

@@ -60,5 +60,9 @@ class ExportConfig(Settings):
     """Tokens of each reference answer, and of each of your answers, that are compared."""
     limits: Mapping[Form, LimitConfig] = Field(default_factory=dict)
     """Form -> the limits that replace its defaults; beyond one the export fails and seals nothing."""
+    signing_key: str | None = Field(None, json_schema_extra={"path": "always"})
+    """Private key (PEM, elliptic) that the sealed bundle is signed with; see `tunesmith sign --new-key`."""
     calibration_rows: int = Field(64, ge=1)
     """Training rows that forms with a calibration are made with."""
+    importance: bool = True
+    """Weigh the columns of Q6_K, Q5_K_M, Q4_K_M and Q4_0 by what your training rows send there: closer, and slower to make."""

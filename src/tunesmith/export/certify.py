@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.config import Form
+from tunesmith.config import Form, ModelConfig
 from tunesmith.errors import ModelError, ParityError
 from tunesmith.export.forms import KINDS, PATHS, FormKind, Limits, Sources, finite
 from tunesmith.export.metadata import GgufFacts, read_facts
@@ -24,8 +24,9 @@ from tunesmith.store import sha256_of_file
 
 if TYPE_CHECKING:
     from tunesmith.engine import Backend
+    from tunesmith.engine.backends.llama_cpp import LlamaBackend
 
-__all__ = ["Asked", "Expected", "ask_llama", "files_of", "measure"]
+__all__ = ["Asked", "Expected", "ask_llama", "files_of", "measure", "open_llama"]
 
 TOP_TOKENS = 64
 """Most likely tokens that llama.cpp reports at each position."""
@@ -164,6 +165,15 @@ def ask_llama(path: Path, reference: Reference, adapter: Path | None = None) -> 
     kl = f"lower bound: {TOP_TOKENS} most likely tokens, the others as one"
     engine = f"llama.cpp (xllamacpp {version('xllamacpp')})"
     return Asked(tally, stops, kl, engine, has_logits=False)
+
+
+def open_llama(
+    place: Path, _base: ModelConfig, _renderer: ChatRenderer, context: int
+) -> LlamaBackend:
+    """See `forms.Opener`."""
+    from tunesmith.engine.backends.llama_cpp import LlamaBackend, LlamaSettings
+
+    return LlamaBackend(place, LlamaSettings(context_tokens=context))
 
 
 def _starts_sorted(given: Given) -> list[int]:

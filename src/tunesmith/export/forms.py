@@ -13,13 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunesmith.config import ExportConfig, Form, LimitConfig
+from tunesmith.config import ExportConfig, Form, LimitConfig, ModelConfig
 from tunesmith.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tunesmith.engine import Backend
     from tunesmith.models.chat import ChatRenderer
     from tunesmith.models.load import BaseModel
     from tunesmith.store import Artifact
@@ -31,6 +32,7 @@ __all__ = [
     "Answers",
     "FormKind",
     "Limits",
+    "Opener",
     "Sources",
     "Writer",
     "finite",
@@ -99,6 +101,8 @@ Answers = Callable[
     [Path, Sources, Sequence[Sequence[int]], Sequence[int]], Iterator["NDArray[np.float32]"]
 ]
 """(file or folder, sources, rows, starts) -> for each row (tokens, vocabulary) logits from its start on."""
+Opener = Callable[[Path, ModelConfig, "ChatRenderer", int], "Backend"]
+"""(file or folder, the recipe's model, renderer, longest prompt and answer) -> an engine that answers."""
 Own = Literal["folder", "gguf", "bundle"]
 
 
@@ -115,6 +119,7 @@ class FormKind:
         answers: "module:function" of an `Answers`; empty for what llama.cpp runs.
         ask: "module:function" (place, sources, reference) -> `certify.Asked`, for what llama.cpp runs
             otherwise than as a model file of its own.
+        open: "module:function" of an `Opener`; empty when it cannot be timed by itself.
         packages: what computes its answers.
         extra: the pip extra that brings them.
         needs_merge: whether it is made from the merged weights; else from the adapter.
@@ -128,6 +133,7 @@ class FormKind:
     template: Own
     answers: str = ""
     ask: str = ""
+    open: str = ""
     packages: tuple[str, ...] = ("transformers",)
     extra: str = "export"
     needs_merge: bool = True
@@ -155,6 +161,15 @@ class FormKind:
         """The function that asks it through llama.cpp; see `ask`."""
         return self._load(self.ask)
 
+    def opener(self) -> Opener:
+        """The function that opens it for answers.
+
+        Raises:
+            EnvironmentProblem: a package that it needs is not installed.
+        """
+        opener: Opener = self._load(self.open)
+        return opener
+
     def engine(self) -> str:
         """What computes its answers, with versions."""
         return ", ".join(f"{package} {version(package)}" for package in self.packages)
@@ -172,13 +187,16 @@ class FormKind:
             ) from error
 
 
-def _gguf(kind: str, bits: float, limits: Limits) -> FormKind:
+def _gguf(kind: str, bits: float, limits: Limits, *, calibrated: bool = False) -> FormKind:
     return FormKind(
         path=f"model-{kind}.gguf",
-        write=f"convert:write_{kind}",
+        write=f"quantise.forms:write_{kind}",
         limits=limits,
         bytes_per_weight=bits / 8,
         template="gguf",
+        open="certify:open_llama",
+        packages=("xllamacpp",),
+        calibrated=calibrated,
     )
 
 
@@ -192,6 +210,7 @@ def _folder(
         bytes_per_weight=bits / 8,
         template="folder",
         answers=f"{module}:answers",
+        open=f"{module}:open_form",
         packages=packages,
         extra=extra,
     )
@@ -205,6 +224,7 @@ KINDS: Mapping[Form, FormKind] = {
         0.0,
         "bundle",
         answers="weights:adapter_answers",
+        open="weights:open_adapter",
         needs_merge=False,
     ),
     "merged": FormKind(
@@ -214,13 +234,31 @@ KINDS: Mapping[Form, FormKind] = {
         4.0,
         "folder",
         answers="weights:folder_answers",
+        open="weights:open_folder",
     ),
     "gguf-f16": _gguf("f16", 16, Limits(0.99, 0.01, 1.02)),
     "gguf-bf16": _gguf("bf16", 16, Limits(0.98, 0.02, 1.02)),
     "gguf-q8_0": _gguf("q8_0", 8.5, Limits(0.97, 0.02, 1.03)),
+    "gguf-q6_k": _gguf("q6_k", 8.5, Limits(0.95, 0.03, 1.05), calibrated=True),
+    "gguf-q5_k_m": _gguf("q5_k_m", 7.0, Limits(0.93, 0.06, 1.1), calibrated=True),
+    "gguf-q4_k_m": _gguf("q4_k_m", 6.5, Limits(0.9, 0.12, 1.2), calibrated=True),
+    "gguf-q4_0": _gguf("q4_0", 6.0, Limits(0.8, 0.4, 1.6), calibrated=True),
+    "gguf-lora": FormKind(
+        "lora.gguf",
+        "gguf_lora:write",
+        Limits(0.99, 0.01, 1.02),
+        0.0,
+        "bundle",
+        ask="gguf_lora:ask",
+        packages=("xllamacpp",),
+        needs_merge=False,
+    ),
 }
 
 PATHS: Mapping[Form, str] = {form: kind.path for form, kind in KINDS.items()}
 """Form -> file or folder in the bundle."""
-SERVED: tuple[Form, ...] = ("gguf-q8_0", "gguf-f16")
+SERVED: tuple[Form, ...] = (
+    *("gguf-q8_0", "gguf-f16", "gguf-bf16"),
+    *("gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q4_0"),
+)
 """Forms that llama.cpp and Ollama run, the one to prefer first."""

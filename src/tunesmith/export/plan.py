@@ -19,7 +19,7 @@ from tunesmith.models.adapters import check_base, has_adapter
 from tunesmith.models.chat import ChatRenderer, turns_of
 from tunesmith.models.files import stored_tensors
 from tunesmith.models.load import BaseModel, load_tokenizer, resolve_base
-from tunesmith.store import Artifact, Run
+from tunesmith.store import Artifact, Run, signatures
 
 __all__ = ["ExportPlan", "check_space", "plan_export"]
 
@@ -89,7 +89,10 @@ def plan_export(
     """
     limits = _limits(recipe, with_adapter=has_adapter(trained))
     n_prompts, answer_tokens = recipe.export.parity_prompts, recipe.export.parity_tokens
-    n_calibration = recipe.export.calibration_rows if _calibrated(limits) else 0
+    n_calibration = recipe.export.calibration_rows if _calibrated(recipe, limits) else 0
+    signing_key = None if recipe.export.signing_key is None else Path(recipe.export.signing_key)
+    if signing_key is not None:
+        signatures.check_key(signing_key.expanduser())
     refuse_unread(recipe, "export")
     _check_forms(recipe, limits, trained)
     base = resolve_base(recipe.model)
@@ -128,8 +131,11 @@ def _limits(recipe: Recipe, *, with_adapter: bool) -> dict[Form, Limits]:
     return {form: KINDS[form].limits.changed_by(config.limits.get(form)) for form in forms}
 
 
-def _calibrated(forms: Iterable[Form]) -> bool:
-    return any(KINDS[form].calibrated for form in forms)
+def _calibrated(recipe: Recipe, forms: Iterable[Form]) -> bool:
+    """Whether training rows are needed; for GGUF forms they are as long as an importance matrix is wanted."""
+    calibrated = [form for form in forms if KINDS[form].calibrated]
+    weighed = [form for form in calibrated if KINDS[form].template == "gguf"]
+    return len(calibrated) > len(weighed) or bool(weighed and recipe.export.importance)
 
 
 def _check_forms(recipe: Recipe, forms: Iterable[Form], trained: Artifact) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import Form, Recipe
+from tunesmith.config import ExportConfig, Form, Recipe
 from tunesmith.errors import InterruptedRun, ParityError, StorageError
 from tunesmith.export import weights
 from tunesmith.export.card import card
@@ -23,10 +23,10 @@ from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
 from tunesmith.export.plan import ExportPlan, check_space, plan_export
 from tunesmith.export.reference import Reference, open_reference, record_reference
 from tunesmith.models.adapters import load_trained
-from tunesmith.store import Artifact, Run, storage_errors
+from tunesmith.store import Artifact, Run, signatures, storage_errors
 from tunesmith.telemetry import Bar, progress
 
-__all__ = ["ExportResult", "run"]
+__all__ = ["ExportResult", "run", "sign_sealed"]
 
 MERGED = "scratch/float32"
 MEASURED = "scratch/parity"
@@ -261,6 +261,15 @@ def _facts(at: Run, form: Form) -> Mapping[str, Any]:
     return facts
 
 
+def sign_sealed(config: ExportConfig, artifact: Artifact) -> None:
+    """Sign a sealed bundle with the recipe's key, unless it is signed.
+
+    Also for a bundle that was sealed before, by a run that ended before it could sign or had no key.
+    """
+    if config.signing_key is not None and not signatures.is_signed(artifact.dir):
+        signatures.sign(artifact.dir, Path(config.signing_key).expanduser())
+
+
 def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> ExportResult:
     ggufs: list[Form] = [form for form in SERVED if form in measured]
     if ggufs:
@@ -275,5 +284,6 @@ def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> Exp
         "name": plan.name,
     }
     artifact = at.finish(facts)
+    sign_sealed(plan.config, artifact)
     paths: dict[Form, Path] = {form: at.dir / PATHS[form] for form in measured}
     return ExportResult(artifact, paths, measured)

@@ -8,24 +8,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.config import ModelConfig
 from tunesmith.errors import ModelError
 from tunesmith.export.forms import Sources
+from tunesmith.export.gguf_tokenizer import keep_model_file
 from tunesmith.export.reference import answer_logits
 from tunesmith.models.adapters import put_adapter
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.files import stored_tensors
-from tunesmith.models.load import load_model, quiet_transformers, save_model
+from tunesmith.models.load import load_model, quiet_transformers, resolve_base, save_model
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from tunesmith.engine.backends.transformers import TransformersBackend
+
 __all__ = [
     "adapter_answers",
     "folder_answers",
     "merge",
     "most_common_format",
+    "open_adapter",
+    "open_folder",
     "save_merged",
     "save_tokenizer",
     "write_adapter",
@@ -106,6 +112,31 @@ def adapter_answers(
     yield from answer_logits(model, rows, starts)
 
 
+def open_adapter(
+    place: Path, base: ModelConfig, renderer: ChatRenderer, _context: int
+) -> TransformersBackend:
+    """See `forms.Opener`: PEFT on the base, in float32."""
+    import torch
+
+    model = put_adapter(load_model(resolve_base(base), torch.float32), place)
+    return _backend(model, renderer)
+
+
+def open_folder(
+    place: Path, _base: ModelConfig, renderer: ChatRenderer, _context: int
+) -> TransformersBackend:
+    """See `forms.Opener`: transformers, in float32."""
+    import torch
+
+    return _backend(load_model(place, torch.float32), renderer)
+
+
+def _backend(model: Any, renderer: ChatRenderer) -> TransformersBackend:
+    from tunesmith.engine.backends.transformers import TransformersBackend
+
+    return TransformersBackend(model, renderer.tokenizer, stop_ids=renderer.stop_ids)
+
+
 def write_merged(sources: Sources, target: Path) -> dict[str, Any]:
     """The form `merged`."""
     write_rounded(sources.merged, sources.base.dir, target)
@@ -126,6 +157,7 @@ def save_merged(model: Any, renderer: ChatRenderer, folder: Path) -> None:
     stops = list(renderer.stop_ids)
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     save_model(model, renderer.tokenizer, folder)
+    keep_model_file(renderer.tokenizer, folder)
 
 
 def write_rounded(source: Path, base: Path, target: Path) -> None:
@@ -198,3 +230,4 @@ def save_tokenizer(renderer: ChatRenderer, folder: Path) -> None:
     """Tokenizer and chat template into a folder."""
     with quiet_transformers():
         renderer.tokenizer.save_pretrained(folder)
+    keep_model_file(renderer.tokenizer, folder)

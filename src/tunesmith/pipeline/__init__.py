@@ -1,5 +1,7 @@
 """Several stages in order; the only package that knows two of them."""
 
+from tunesmith.pipeline.forms import FormRow, FormsTable, measure_forms
+from tunesmith.pipeline.merging import check_ranking, rank_merge
 from tunesmith.pipeline.proofs import Proved, prove
 from tunesmith.pipeline.stages import (
     STAGES,
@@ -17,12 +19,17 @@ __all__ = [
     "STAGES",
     "TIMING",
     "Done",
+    "FormRow",
+    "FormsTable",
     "Proved",
     "Stage",
     "Step",
+    "check_ranking",
     "find",
+    "measure_forms",
     "plan",
     "prove",
+    "rank_merge",
     "run",
     "run_stage",
 ]

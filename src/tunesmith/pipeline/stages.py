@@ -63,7 +63,7 @@ COMMANDS: Mapping[Stage, str] = {
     "evaluate": "evaluate",
     "export": "export",
 }
-FORMATS: Mapping[Stage, int] = {"data": 2, "train": 3, "evaluate": 1, "export": 1}
+FORMATS: Mapping[Stage, int] = {"data": 2, "train": 3, "evaluate": 1, "export": 2}
 """Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
 
 TIMING = "scratch/timing.json"
@@ -300,6 +300,9 @@ class Project:
             # Rows are measured in the tokens of the model that the recipe names, if it does.
             inputs |= data.token_inputs(self.recipe)
             return sources, inputs
+        if stage == "export":
+            # A bundle that is there can be signed; it is not made again for it.
+            inputs[stage] = {key: section[key] for key in section if key != "signing_key"}
         parents = [made[parent].as_parent() for parent in MADE_FROM[stage]]
         if stage == "train" and self.base is not None:
             parents.append(self.base)
@@ -373,6 +376,10 @@ def do_step(
     """Do a step, or use its artifact again; `began` is when the stage's clock was started."""
     if step.artifact is not None:
         Run.tidy(step.artifact.dir)
+        if step.stage == "export" and recipe.export.signing_key is not None:
+            from tunesmith.export.stage import sign_sealed
+
+            sign_sealed(recipe.export, step.artifact)
         timing = _timing(step.artifact.dir)
         seconds, peak = timing.get("seconds"), timing.get("peak_rss_bytes")
         return Done(step.stage, step.artifact, True, seconds, peak)

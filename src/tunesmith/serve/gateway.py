@@ -24,7 +24,7 @@ from tunesmith.serve.keys import Keys, KeysFile, new_secret
 from tunesmith.serve.listening import Listener, listen
 from tunesmith.serve.server import Server
 from tunesmith.serve.service import Limits, Service
-from tunesmith.store import Artifact
+from tunesmith.store import Artifact, signatures
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -189,11 +189,13 @@ def _opened(recipe: Recipe, bundle: Artifact) -> Iterator[_Parts]:
         context_tokens=config.context_tokens, slots=config.slots, silence_seconds=SILENCE_SECONDS
     )
     admission = Admission(config.slots, config.max_queue)
-    host, port = config.host, config.port
+    host, port, public_key = config.host, config.port, config.public_key
     refuse_unread(recipe, "serve")
     listener = listen(host, port)
     with ExitStack() as stack:
         stack.callback(listener.socket.close)
+        if public_key is not None:
+            signatures.verify(bundle.dir, Path(public_key).expanduser())
         gguf = gguf_of(bundle, form)
         secret = new_secret() if keys_path is None else None
         keys = Keys.of(secret) if secret is not None else KeysFile(Path(str(keys_path)))

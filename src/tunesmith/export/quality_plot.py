@@ -1,0 +1,53 @@
+"""Quality of the forms against their size: as a PNG, and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["Point", "draw_png", "draw_terminal"]
+
+Point = tuple[str, int, float, tuple[float, float]]
+"""Form, bytes, accuracy (0 to 1), its interval."""
+
+
+def draw_png(points: Sequence[Point], confidence: float, path: Path) -> None:
+    """Accuracy with its interval against megabytes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for form, size, accuracy, (low, high) in sorted(points, key=lambda point: point[1]):
+        at, middle = size / 1e6, 100 * accuracy
+        axes.errorbar(
+            at,
+            middle,
+            yerr=[[max(0.0, middle - 100 * low)], [max(0.0, 100 * high - middle)]],
+            fmt="o",
+            capsize=3,
+            color="#2c5f8a",
+        )
+        axes.annotate(form, (at, middle), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set(
+        xlabel="size (MB)",
+        ylabel=f"right answers (%), {100 * confidence:g} % interval",
+        title="Quality of each form against its size",
+    )
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_terminal(points: Sequence[Point], width: int = 72) -> str:
+    """The same as text, without intervals and colours."""
+    import plotext
+
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(width, 16)
+    for form, size, accuracy, _ in sorted(points, key=lambda point: point[1]):
+        signal = figure.signal([size / 1e6], [100 * accuracy], marker="o")
+        figure.draw(signal.label(form).points())
+    figure.label("MB", "x")
+    figure.label("right answers (%)", "y")
+    return str(plotext.uncolorize(str(figure.build())))

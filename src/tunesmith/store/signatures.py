@@ -1,0 +1,172 @@
+"""Signatures of sealed directories: who sealed it, beside the hashes that say what was sealed.
+
+Format: OpenSSF Model Signing (https://github.com/sigstore/model-transparency), a Sigstore bundle with the SHA-256 of
+every file, signed with an elliptic key of the user's own; nothing is sent anywhere. `model_signing verify key` of that
+project reads it as well.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tunesmith.errors import ArtifactError, ConfigError, EnvironmentProblem, MissingError
+from tunesmith.store.files import storage_errors, write_atomically
+from tunesmith.store.run import SCRATCH
+
+__all__ = ["SIGNATURE", "check_key", "is_signed", "new_key", "sign", "verify"]
+
+SIGNATURE = "model.sig"
+_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)
+"""What a signature that does not fit, or is none, makes the library raise."""
+_NOT_SIGNED = (SIGNATURE, ".lock", SCRATCH)
+"""Of no meaning to a reader, or written later than the signature."""
+
+
+def is_signed(folder: Path) -> bool:
+    """Whether a signature lies there; whether it is right is another question."""
+    return (folder / SIGNATURE).is_file()
+
+
+def new_key(private: Path) -> Path:
+    """Make a key pair (NIST P-256): `private`, readable by its owner alone, and `private` + ".pub".
+
+    Returns:
+        The public key's path.
+
+    Raises:
+        ConfigError: a key is there already.
+        StorageError: the disk refuses.
+        EnvironmentProblem: the packages for signing are not installed.
+    """
+    with _installed():
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    public = private.with_name(private.name + ".pub")
+    for path in (private, public):
+        if path.exists():
+            raise ConfigError(
+                f"{path} is there already",
+                why="what was signed with an overwritten key could never be extended",
+                fix="choose another name, or use the key that is there",
+            )
+    key = ec.generate_private_key(ec.SECP256R1())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    shown = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with storage_errors(private):
+        private.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(secret)
+    write_atomically(public, shown)
+    return public
+
+
+def check_key(private: Path) -> Any:
+    """Refuse a key that cannot sign; returns the library's signer.
+
+    Raises:
+        MissingError: no such key.
+        ConfigError: the file holds no private elliptic key without a password.
+        EnvironmentProblem: the packages for signing are not installed.
+    """
+    _require(private, "signing key")
+    with _installed():
+        from model_signing import signing
+    try:
+        return signing.Config().use_elliptic_key_signer(private_key=private)
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(
+            f"{private} cannot be used as a signing key",
+            why=_first_line(error),
+            fix="make one: tunesmith sign --new-key FILE",
+        ) from error
+
+
+def sign(folder: Path, private: Path) -> Path:
+    """Sign every file of a sealed directory, its manifest included; an older signature is replaced.
+
+    Raises:
+        MissingError, ConfigError, EnvironmentProblem: as `check_key`.
+        StorageError: the disk refuses.
+    """
+    signer = check_key(private)
+    from model_signing import hashing
+
+    target = folder / SIGNATURE
+    ignored = [folder / name for name in _NOT_SIGNED]
+    with TemporaryDirectory() as elsewhere, storage_errors(target), _quiet():
+        made = Path(elsewhere) / SIGNATURE
+        config = hashing.Config().set_ignored_paths(paths=ignored)
+        signer.set_hashing_config(config).sign(folder, made)
+        content = made.read_bytes()
+    write_atomically(target, content)
+    return target
+
+
+def verify(folder: Path, public: Path) -> None:
+    """Refuse a directory that is not signed with this key, or not as it was signed.
+
+    Raises:
+        MissingError: no such key.
+        ArtifactError: no signature, another signer, or files that were changed, added or removed.
+        EnvironmentProblem: the packages for signing are not installed.
+    """
+    _require(public, "public key")
+    if not is_signed(folder):
+        raise ArtifactError(
+            f"{folder} is not signed",
+            why=f"it holds no {SIGNATURE}",
+            fix=f"tunesmith sign {folder} --key PRIVATE_KEY, or do without --public-key",
+        )
+    with _installed():
+        from cryptography.exceptions import InvalidSignature
+        from model_signing import verifying
+    try:
+        with _quiet():
+            checker: Any = verifying.Config().use_elliptic_key_verifier(public_key=public)
+            checker.verify(folder, folder / SIGNATURE)
+    except (*_REFUSALS, InvalidSignature) as error:
+        raise ArtifactError(
+            f"{folder} is not what the owner of {public.name} signed",
+            why=_first_line(error),
+            fix="fetch it again from where it was sealed; if it was changed on purpose, sign it again",
+        ) from error
+
+
+def _require(path: Path, what: str) -> None:
+    if not path.is_file():
+        raise MissingError(f"there is no {what} at {path}", fix="tunesmith sign --new-key FILE")
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"signatures need the package {error.name!r}, which is not installed",
+            fix="pip install 'tunesmith[sign]'",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's dependencies announce their own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

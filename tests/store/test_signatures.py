@@ -1,0 +1,128 @@
+"""Signatures: what is signed is whole, whoever else signs or changes it is found out."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from tunesmith.errors import ArtifactError, ConfigError, MissingError
+from tunesmith.store import Run, signatures
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("mine.pem", "other.pem"):
+        signatures.new_key(folder / name)
+    return folder
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    with Run.open(tmp_path / "bundle", "export", inputs={}) as at:
+        at.write_text("weights/a.txt", "one")
+        at.write_text("b.txt", "two")
+        artifact = at.finish({"forms": {}})
+    return artifact.dir
+
+
+def test_a_signed_folder_is_accepted_with_its_public_key(sealed, keys):
+    assert not signatures.is_signed(sealed)
+    signatures.sign(sealed, keys / "mine.pem")
+    signatures.verify(sealed, keys / "mine.pem.pub")
+    signatures.sign(sealed, keys / "mine.pem")
+    signatures.verify(sealed, keys / "mine.pem.pub")
+
+
+def change(folder):
+    (folder / "b.txt").write_text("twO")
+
+
+def remove(folder):
+    (folder / "weights/a.txt").unlink()
+
+
+def add(folder):
+    (folder / "weights/more.txt").write_text("new")
+
+
+def swap(folder):
+    first, second = folder / "weights/a.txt", folder / "b.txt"
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+
+
+def change_manifest(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"facts": {"forms": {"gguf-f16": "evil.gguf"}}}))
+
+
+def cut_signature(folder):
+    path = folder / signatures.SIGNATURE
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def forge_signature(folder):
+    path = folder / signatures.SIGNATURE
+    path.write_text(json.dumps({"dsseEnvelope": {"payload": "", "signatures": []}}))
+
+
+@pytest.mark.parametrize(
+    "damage", [change, remove, add, swap, change_manifest, cut_signature, forge_signature]
+)
+def test_what_is_not_as_it_was_signed_is_refused(sealed, keys, damage):
+    signatures.sign(sealed, keys / "mine.pem")
+    damage(sealed)
+    with pytest.raises(ArtifactError, match=r"is not what the owner of mine\.pem\.pub signed"):
+        signatures.verify(sealed, keys / "mine.pem.pub")
+
+
+def test_another_signer_is_refused(sealed, keys):
+    signatures.sign(sealed, keys / "other.pem")
+    with pytest.raises(ArtifactError, match=r"is not what the owner of mine\.pem\.pub signed"):
+        signatures.verify(sealed, keys / "mine.pem.pub")
+
+
+def test_an_unsigned_folder_is_refused(sealed, keys):
+    with pytest.raises(ArtifactError, match="is not signed"):
+        signatures.verify(sealed, keys / "mine.pem.pub")
+
+
+def test_a_private_key_is_its_owners_alone_and_never_overwritten(tmp_path):
+    public = signatures.new_key(tmp_path / "key.pem")
+    assert stat.S_IMODE(os.stat(tmp_path / "key.pem").st_mode) == 0o600
+    assert b"PRIVATE" not in public.read_bytes()
+    before = (tmp_path / "key.pem").read_bytes()
+    with pytest.raises(ConfigError, match="is there already"):
+        signatures.new_key(tmp_path / "key.pem")
+    assert (tmp_path / "key.pem").read_bytes() == before
+
+
+def test_what_is_no_key_is_named(sealed, tmp_path, keys):
+    with pytest.raises(MissingError, match=r"no signing key at .*nowhere"):
+        signatures.sign(sealed, tmp_path / "nowhere.pem")
+    (tmp_path / "bad.pem").write_text("not a key")
+    with pytest.raises(ConfigError, match=r"bad\.pem cannot be used as a signing key"):
+        signatures.sign(sealed, tmp_path / "bad.pem")
+    with pytest.raises(ConfigError, match="cannot be used as a signing key"):
+        signatures.sign(sealed, keys / "mine.pem.pub")
+    assert not signatures.is_signed(sealed)
+
+
+@pytest.mark.slow
+def test_the_projects_own_command_line_verifies_our_signature(sealed, keys):
+    signatures.sign(sealed, keys / "mine.pem")
+    words = ["verify", "key", str(sealed), "--signature", str(sealed / signatures.SIGNATURE)]
+    command = [sys.executable, "-m", "model_signing", *words, "--public_key"]
+    good = subprocess.run([*command, str(keys / "mine.pem.pub")], capture_output=True, text=True)
+    assert good.returncode == 0, good.stderr
+    change(sealed)
+    bad = subprocess.run([*command, str(keys / "mine.pem.pub")], capture_output=True, text=True)
+    assert bad.returncode != 0
