@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Everything that is wrong with a model, an adapter or a bundle, and what mends it.",
     ),
     "sign": ("tunesmith.cli.sign:sign", "Sign a sealed folder with your own key."),
+    "push": ("tunesmith.cli.push:push", "Upload a sealed bundle to a model hub."),
     "serve": ("tunesmith.cli.serve:serve", "Serve an exported model over HTTP."),
     "show": ("tunesmith.cli.show:show", "An artifact's facts, files and lineage."),
     "config": ("tunesmith.cli.config:config", "Every setting: its value, origin and meaning."),

@@ -1,0 +1,239 @@
+"""A sealed bundle to a model hub: checked first, private unless asked otherwise, in one commit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config import Form
+from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, StorageError
+from tunesmith.export.forms import KINDS
+from tunesmith.registry import nearest
+from tunesmith.store import MANIFEST, Artifact, signatures
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["Pushed", "Upload", "push", "uploads"]
+
+TOKEN_VARIABLE = "HF_TOKEN"
+_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ALWAYS = ("README.md", "parity.json")
+_WHOLE = "."
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file, and its name on the hub. `text` replaces the file's content when it is given."""
+
+    source: Path
+    name: str
+    bytes: int
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was uploaded.
+
+    Attributes:
+        url: the commit; empty after a dry run.
+    """
+
+    repository: str
+    url: str
+    files: tuple[Upload, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all files; the hub does not take again what it has."""
+        return sum(file.bytes for file in self.files)
+
+
+def uploads(bundle: Artifact, repository: str, forms: Sequence[str] = ()) -> tuple[Upload, ...]:
+    """The files to upload, in order of their names.
+
+    All forms keep the layout of the sealed folder, so that hashes and signature can be checked on the
+    other side. A single form that is a folder goes to the root, where libraries look for it, and the
+    card's snippets name the repository.
+
+    Raises:
+        ConfigError: the bundle has no such form.
+    """
+    has: dict[Form, str] = dict(bundle.facts["forms"])
+    unknown = [form for form in forms if form not in has]
+    if unknown:
+        raise ConfigError(
+            f"the bundle {bundle.dir} has no form {unknown[0]!r}{nearest(unknown[0], has)}",
+            fix=f"name one of: {', '.join(has)}",
+        )
+    if not forms or set(forms) == set(has):
+        return tuple(_whole(bundle))
+    chosen: list[Form] = [form for form in has if form in forms]
+    alone = chosen[0] if len(chosen) == 1 and not has[chosen[0]].endswith(".gguf") else None
+    found = list(_some(bundle, [has[form] for form in chosen], has[alone] if alone else None))
+    if not any(has[form].endswith(".gguf") for form in chosen):
+        found = [file for file in found if file.name != "Modelfile"]
+    return tuple(sorted((_card(file, repository, alone) for file in found), key=lambda f: f.name))
+
+
+def _whole(bundle: Artifact) -> Iterator[Upload]:
+    names = [*bundle.files, MANIFEST]
+    if signatures.is_signed(bundle.dir):
+        # The signature covers the claim too.
+        names += [signatures.SIGNATURE, "run.json"]
+    for name in sorted(names):
+        path = bundle.dir / name
+        yield Upload(path, name, path.stat().st_size)
+
+
+def _some(bundle: Artifact, paths: Sequence[str], root: str | None) -> Iterator[Upload]:
+    for name, entry in bundle.files.items():
+        first = name.partition("/")[0]
+        if first in paths:
+            shown = name.removeprefix(f"{root}/") if root == first else name
+            yield Upload(bundle.dir / name, shown, entry.bytes)
+        elif name in (*_ALWAYS, "Modelfile") or (first == "tokenizer" and root is None):
+            yield Upload(bundle.dir / name, name, entry.bytes)
+
+
+def _card(file: Upload, repository: str, alone: Form | None) -> Upload:
+    """The card with snippets that name the repository, where its folder is now the root."""
+    if file.name != "README.md" or alone is None:
+        return file
+    folder = KINDS[alone].path
+    text = file.source.read_text(encoding="utf-8").replace(
+        f'from_pretrained("{folder}")', f'from_pretrained("{repository}")'
+    )
+    text = text.replace(f'(base, "{folder}")', f'(base, "{repository}")')
+    return Upload(file.source, file.name, len(text.encode("utf-8")), text)
+
+
+def push(
+    bundle: Artifact,
+    repository: str,
+    *,
+    forms: Sequence[str] = (),
+    public: bool = False,
+    update: bool = False,
+    endpoint: str | None = None,
+    token_file: Path | None = None,
+    dry_run: bool = False,
+) -> Pushed:
+    """Upload a bundle, or some of its forms, as one commit.
+
+    Args:
+        bundle: sealed; every file's hash is checked first.
+        repository: OWNER/NAME.
+        forms: which; all when empty.
+        public: make a new repository public; private otherwise.
+        update: add a commit to a repository that is there.
+        endpoint: of the hub; `HF_ENDPOINT` or the public one when None.
+        token_file: file that holds the access token; else `HF_TOKEN`, else the one that
+            `hf auth login` keeps.
+        dry_run: list the files, send nothing.
+
+    Raises:
+        ConfigError: the repository's name, a form, or a repository that is there without `update`.
+        ArtifactError: a file is not the one that was sealed.
+        MissingError: no token, no such repository, or the hub cannot be reached.
+        EnvironmentProblem: `huggingface_hub` is not installed.
+    """
+    if not _NAME.fullmatch(repository):
+        raise ConfigError(f"{repository!r} is no name of a repository", fix="write OWNER/NAME")
+    bundle.verify()
+    files = uploads(bundle, repository, forms)
+    if dry_run:
+        return Pushed(repository, "", files)
+    api = _api(endpoint, token_file)
+    with _refusals(repository, api):
+        url = _commit(api, bundle, repository, files, public=public, update=update)
+    return Pushed(repository, url, files)
+
+
+def _commit(
+    api: HfApi,
+    bundle: Artifact,
+    repository: str,
+    files: Sequence[Upload],
+    *,
+    public: bool,
+    update: bool,
+) -> str:
+    from huggingface_hub import CommitOperationAdd
+
+    is_there = api.repo_exists(repository)
+    if is_there and not update:
+        raise ConfigError(
+            f"{repository} is on the hub already",
+            why="nothing is put over what is there unless you say so",
+            fix="add --update for a new commit in it, or choose another name",
+        )
+    if not is_there:
+        api.create_repo(repository, private=not public)
+    operations = [
+        CommitOperationAdd(
+            file.name, str(file.source) if file.text is None else file.text.encode("utf-8")
+        )
+        for file in files
+    ]
+    message = f"{bundle.facts.get('name', 'model')}, tunesmith {bundle.version}"
+    made: Any = api.create_commit(
+        repository,
+        operations,
+        commit_message=message,
+        commit_description=f"Manifest SHA-256 {bundle.sha256}",
+    )
+    return str(made.commit_url)
+
+
+def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
+    try:
+        from huggingface_hub import HfApi, get_token
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            "pushing needs the package 'huggingface_hub', which is not installed",
+            fix="pip install 'tunesmith[export]'",
+        ) from error
+    if token_file is not None:
+        if not token_file.is_file():
+            raise MissingError(f"there is no token file at {token_file}")
+        token: str | None = token_file.read_text(encoding="utf-8").strip()
+    else:
+        token = get_token()
+    if not token:
+        raise MissingError(
+            "there is no access token for the hub",
+            why=f"neither {TOKEN_VARIABLE} nor `hf auth login` nor --token-file gives one",
+            fix=f"export {TOKEN_VARIABLE}=..., with a token that may write",
+        )
+    return HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT"), token=token)
+
+
+@contextmanager
+def _refusals(repository: str, api: HfApi) -> Iterator[None]:
+    """The hub's errors as ours; a token never stands in them."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base is the HTTP client's own: a refused connection is one of those. A file that could not be
+    # uploaded is a RuntimeError.
+    kinds = (*HfHubHTTPError.__mro__[:2], ValueError, RuntimeError)
+    try:
+        yield
+    except (*kinds, OSError) as error:
+        if isinstance(error, StorageError):
+            raise
+        said = next((line for line in str(error).split("\n") if line.strip()), type(error).__name__)
+        secret = str(api.token or "")
+        raise MissingError(
+            f"{repository} could not be pushed: {said.replace(secret, '***') if secret else said}",
+            why=f"asked was {api.endpoint}; a commit is made only when all files are there, so nothing "
+            "of this push is visible",
+            fix="check the name, the network and whether the token may write there; give the command "
+            "again: files that are there already are not sent again",
+        ) from error
