@@ -69,7 +69,7 @@ def test_metrics_come_with_interval_and_n(plan, tmp_path):
     assert "Gain: +60.0 points, 95 % interval +54.3 to +65.7" in text
     assert "exact McNemar p = 1.5e-48. Verdict: better." in text
     assert "- 3 answers were cut off" in text
-    assert "| 98.77 % | 97 % | at least 0.00123 |  | 75.0 % |" in text
+    assert "| 98.77 % | 97 % | at least 0.00123 | 2.1 (+5.00 %) |  | 75.0 % |" in text
     assert "Not evaluated" not in text
 
 
@@ -167,3 +167,24 @@ def test_a_quantised_training_base_is_said_with_the_loss_on_the_original(plan):
     text = card(dataclasses.replace(plan, trained=trained), {"gguf-q8_0": PARITY})
     assert "trained on a base in nf4 (blocks of 64)" in text
     assert "Validation loss there: 1.25 nats." in text
+
+
+@pytest.mark.parametrize("licence", ["CC-BY-4.0", None])
+def test_the_chain_of_licences_names_base_and_data(plan, tmp_path, licence):
+    with Run.open(tmp_path / "data", "data", inputs={}) as at:
+        at.write_json("report.json", {"card": {"license": licence}})
+        dataset = at.finish({"rows": {"train": 4}})
+    text = card(dataclasses.replace(plan, dataset=dataset), {"gguf-q8_0": PARITY})
+    stated = "Training data: `CC-BY-4.0`, as its sealed dataset says." in text
+    assert stated == (licence is not None)
+    assert ("not stated in its dataset" in text) == (licence is None)
+
+
+@pytest.mark.parametrize("joules", [1234.5, None])
+def test_energy_is_told_as_it_was_measured_or_not(plan, joules):
+    trained = dataclasses.replace(
+        plan.trained, facts={**plan.trained.facts, "energy_joules": joules}
+    )
+    text = card(dataclasses.replace(plan, trained=trained), {"gguf-q8_0": PARITY})
+    assert ("(joules) | 1234.5 |" in text) == (joules is not None)
+    assert ("Energy was not measured" in text) == (joules is None)

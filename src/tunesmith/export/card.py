@@ -103,6 +103,7 @@ _HYPER = (
     ("first_validation_loss", "validation loss at the start (nats)"),
     ("validation_loss", "validation loss at the end (nats)"),
     ("seconds", "seconds"),
+    ("energy_joules", "energy of the processor while it trained, other programs included (joules)"),
     ("tokens_per_second", "tokens a second"),
     ("peak_rss_bytes", "peak memory (bytes)"),
     ("device", "device"),
@@ -119,6 +120,9 @@ def _method(facts: Mapping[str, Any]) -> Iterator[str]:
     for name, label in _HYPER:
         if facts.get(name) is not None:
             yield f"| {label} | {_value(facts[name])} |"
+    if facts.get("energy_joules") is None:
+        yield ""
+        yield "Energy was not measured: the system that trained it shows no energy counter."
     yield from _quantised(facts.get("quantised_base"))
 
 
@@ -203,10 +207,13 @@ def _perplexity(parity: FormParity) -> str:
 def _usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[str]:
     ggufs = [PATHS[form] for form in SERVED if form in measured]
     if ggufs:
-        yield f"llama.cpp:\n\n```sh\nllama-server -m {ggufs[0]} --jinja\n```\n"
+        yield f"llama.cpp:\n\n```sh\nllama-server -m {ggufs[0]} --jinja --temp 0\n```\n"
         yield "Ollama:\n\n```sh\nollama create my-model -f Modelfile\nollama run my-model\n```\n"
     if "merged" in measured:
         yield "transformers:\n\n```python\n" + _TRANSFORMERS + "```\n"
+        yield (
+            "vLLM (this command was not run by the export):\n\n```sh\nvllm serve ./merged\n```\n"
+        )
     if "adapter" in measured:
         yield "PEFT, on the base model:\n\n```python\n" + _peft(plan) + "```\n"
 
@@ -276,4 +283,10 @@ def _licence(plan: ExportPlan) -> Iterator[str]:
             f"The licence of the base model {_plain(plan.base.name)} is not recorded in its folder: "
             "look it up before you pass this model on."
         )
-    yield "The weights here are derived from it. The training data's own terms apply as well."
+    report = plan.dataset.read_json("report.json") if "report.json" in plan.dataset.files else {}
+    stated = (report.get("card") or {}).get("license")
+    if stated:
+        yield f"Training data: `{_plain(stated)}`, as its sealed dataset says."
+    else:
+        yield "The licence of the training data is not stated in its dataset; its own terms apply as well."
+    yield "The weights here are derived from both."

@@ -28,6 +28,8 @@ _TOKENIZER_BYTES = 32_000_000
 _CALIBRATION_TOKENS = 512
 """Tokens of a training row that a form is calibrated with; longer rows are cut."""
 
+_VALIDATION_ROWS = 64
+
 
 @dataclass(frozen=True)
 class ExportPlan:
@@ -71,6 +73,14 @@ class ExportPlan:
         return given_rows(self.renderer, self.rows, self.answer_tokens)
 
     @property
+    def validation(self) -> Given | None:
+        """Tokens of the answers of the first validation rows, for the form that says its loss there."""
+        if "pruned" not in self.limits or "validation.jsonl" not in self.dataset.files:
+            return None
+        lines = _lines(self.dataset.path("validation.jsonl"), _VALIDATION_ROWS)
+        return given_rows(self.renderer, [turns_of(row) for row in lines], _CALIBRATION_TOKENS)
+
+    @property
     def needs_merge(self) -> bool:
         """Whether a form is made from the merged weights."""
         return any(KINDS[form].needs_merge for form in self.limits)
@@ -93,6 +103,8 @@ def plan_export(
     signing_key = None if recipe.export.signing_key is None else Path(recipe.export.signing_key)
     if signing_key is not None:
         signatures.check_key(signing_key.expanduser())
+    if "pruned" in limits:
+        _ = recipe.export.prune_layers  # Read when the form is written; here so that it may be set.
     refuse_unread(recipe, "export")
     _check_forms(recipe, limits, trained)
     base = resolve_base(recipe.model)

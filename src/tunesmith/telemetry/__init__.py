@@ -1,5 +1,6 @@
 """Metrics declared once, the event log, curves, and progress bars."""
 
+from tunesmith.telemetry.energy import EnergyMeter
 from tunesmith.telemetry.events import EventLog, Recorder, read_events
 from tunesmith.telemetry.metrics import METRICS, Metric, metric
 from tunesmith.telemetry.process import peak_rss_bytes
@@ -16,6 +17,7 @@ from tunesmith.telemetry.progress import (
 __all__ = [
     "METRICS",
     "Bar",
+    "EnergyMeter",
     "EventLog",
     "Metric",
     "Notes",

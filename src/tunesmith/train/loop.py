@@ -99,6 +99,7 @@ def _train_step(session: Session, recorder: Recorder, bar: Bar, check: Check) ->
     loss, norm, rate = session.train_step(check)
     seconds = time.perf_counter() - began
     session.seconds += seconds
+    session.meter.joules()  # often enough that no counter goes round unseen
     speed = (session.tokens - tokens_before) / seconds
     reach("event-before")
     recorder.record("step", session.step, _metrics(session, loss, norm, rate, speed))

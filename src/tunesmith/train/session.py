@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunesmith.models.load import BaseModel
 from tunesmith.store import reach
+from tunesmith.telemetry import EnergyMeter
 from tunesmith.train import fast, randomness
 from tunesmith.train.checkpoint import Checkpoint
 from tunesmith.train.identity import changes_of, conditions, identity, refuse_another
@@ -43,6 +44,7 @@ class Session:
         tokens: row tokens seen, without padding.
         trained_tokens: labels seen.
         seconds: time spent in steps, over all attempts.
+        earlier_joules: energy of earlier attempts up to the checkpoint; None where one was not measured.
         sampled: the last step after which sample answers were shown.
     """
 
@@ -56,6 +58,8 @@ class Session:
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
+    earlier_joules: float | None = 0.0
+    meter: EnergyMeter = field(default_factory=EnergyMeter)
     sampled: int = 0
     validation: list[tuple[int, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
@@ -183,6 +187,12 @@ class Session:
         self.validation_figures = found.means()
         return found.loss / found.counted
 
+    @property
+    def joules(self) -> float | None:
+        """Energy of the processor over all attempts; None where the system counts none."""
+        now = self.meter.joules()
+        return None if now is None or self.earlier_joules is None else self.earlier_joules + now
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """All that the next step depends on: tensors, and facts as JSON values."""
         tensors = {
@@ -199,6 +209,7 @@ class Session:
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds,
+            "joules": self.joules,
             "sampled": self.sampled,
             "validation": self.validation,
             "conditions": self.conditions,
@@ -228,6 +239,7 @@ class Session:
         self.tokens = checkpoint.facts["tokens"]
         self.trained_tokens = checkpoint.facts["trained_tokens"]
         self.seconds = checkpoint.facts["seconds"]
+        self.earlier_joules = checkpoint.facts.get("joules")
         self.sampled = checkpoint.facts.get("sampled", self.step)
         self.validation = [
             (int(step), float(loss)) for step, loss in checkpoint.facts["validation"]

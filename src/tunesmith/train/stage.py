@@ -261,6 +261,7 @@ def _seal(session: Session, at: Run, dataset: Artifact, check: Check) -> TrainRe
             "trained_tokens": session.trained_tokens,
             "tokens_per_second": speed,
             "seconds": session.seconds,
+            "energy_joules": session.joules,
             "peak_rss_bytes": peak,
             "first_validation_loss": session.validation[0][1],
             **kept,
