@@ -68,7 +68,7 @@ bench-training: $(STAMP)  ## Training speed and memory side by side with peers, 
 	sh benchmarks/throughput/peers/install.sh bitsandbytes $(PEERS) $(PYTHON)
 	$(BIN)/python benchmarks/throughput/run.py all --minutes $(MINUTES) --data $(GEOQUERY) --peers $(PEERS)
 
-bench-data: $(STAMP)  ## 100,000 and 1,000,000 rows to a dataset; near-duplicates and planted faults beside other tools
+bench-data: $(STAMP)  ## 100,000 and 1,000,000 rows to a dataset; the same step, duplicates and faults beside other tools
 	$(BIN)/python benchmarks/data/scale.py --rows 100000
 	$(BIN)/python benchmarks/data/scale.py --rows 1000000
 	$(BIN)/python benchmarks/data/private.py --banking77 $(BANKING)
@@ -76,6 +76,9 @@ bench-data: $(STAMP)  ## 100,000 and 1,000,000 rows to a dataset; near-duplicate
 	$(BIN)/python benchmarks/data/dedup.py run --banking $(BANKING)/train.csv --geoquery $(GEOQUERY)/train.jsonl --peers $(PEERS)
 	-for peer in llamafactory axolotl soup; do sh benchmarks/throughput/peers/install.sh $$peer $(PEERS) $(PYTHON); done
 	$(BIN)/python benchmarks/data/faults.py run --peers $(PEERS)
+	$(BIN)/python benchmarks/data/pipeline.py run --peers $(PEERS)
+	sh benchmarks/data/peers/install.sh labelstudio $(PEERS) $(PYTHON)
+	$(BIN)/python benchmarks/data/label_studio_check.py --environment $(PEERS)/labelstudio
 
 bench-peers: $(STAMP)  ## Other tools in environments of their own (about 5 GB), and a run of each
 	-for peer in $(PEER_NAMES); do sh benchmarks/throughput/peers/install.sh $$peer $(PEERS) $(PYTHON); done

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ settings.register_profile("thorough", STEADY, max_examples=100)
 settings.load_profile("quick")
 
 SHORT_VOCABULARY = 2_048
+
+# Last, so that its folders hide nothing: what tests of several rooms share is imported from here.
+sys.path.append(str(Path(__file__).parent))
 
 
 def pytest_collection_finish() -> None:

@@ -87,7 +87,7 @@ def textdedup_2(rows: Path, out: Path) -> list[int]:
     return textdedup(rows, out, 2)
 
 
-def datatrove(rows: Path, out: Path, ngram: int = 5) -> list[int]:
+def datatrove(rows: Path, out: Path, ngram: int = 5, workers: int = 1) -> list[int]:
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import MinhashDedupSignature
     from datatrove.pipeline.dedup.minhash import (
@@ -101,16 +101,20 @@ def datatrove(rows: Path, out: Path, ngram: int = 5) -> list[int]:
 
     lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
     (out / "in").mkdir()
-    with (out / "in" / "rows.jsonl").open("w", encoding="utf-8") as stream:
-        for line, text in zip(lines, texts(lines), strict=True):
-            stream.write(json.dumps({"text": text, "id": str(line["row"])}) + "\n")
+    documents = [
+        json.dumps({"text": text, "id": str(line["row"])}) + "\n"
+        for line, text in zip(lines, texts(lines), strict=True)
+    ]
+    for at in range(workers):  # a task reads whole files
+        part = "".join(documents[at::workers])
+        (out / "in" / f"rows{at}.jsonl").write_text(part, encoding="utf-8")
     config = MinhashConfig(n_grams=ngram)
 
     def reader() -> JsonlReader:
         return JsonlReader(str(out / "in"))
 
     steps = [
-        ([reader(), MinhashDedupSignature(str(out / "signatures"), config=config)], 1),
+        ([reader(), MinhashDedupSignature(str(out / "signatures"), config=config)], workers),
         (
             [MinhashDedupBuckets(str(out / "signatures"), str(out / "buckets"), config=config)],
             config.num_buckets,
@@ -122,12 +126,12 @@ def datatrove(rows: Path, out: Path, ngram: int = 5) -> list[int]:
                 MinhashDedupFilter(str(out / "remove")),
                 JsonlWriter(str(out / "kept"), compression=None),
             ],
-            1,
+            workers,
         ),
     ]
     for at, (pipeline, tasks) in enumerate(steps):
         LocalPipelineExecutor(
-            pipeline=pipeline, tasks=tasks, workers=1, logging_dir=str(out / f"logs{at}")
+            pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(out / f"logs{at}")
         ).run()
     kept = []
     for path in sorted((out / "kept").glob("*.jsonl")):

@@ -128,6 +128,23 @@ OPENAI_TAGS = {
 }
 
 
+def llamafactory_settings(model: str, folder: Path, stage: str = "sft") -> dict[str, Any]:
+    """For the rows that FOLDER/dataset_info.json describes."""
+    return {
+        "model_name_or_path": model,
+        "stage": stage,
+        "do_train": True,
+        "finetuning_type": "lora",
+        "dataset_dir": str(folder),
+        "dataset": "rows",
+        "template": "smollm2",
+        "cutoff_len": 1024,
+        "output_dir": str(folder / "out"),
+        "use_cpu": True,
+        "report_to": "none",
+    }
+
+
 def llamafactory(folder: Path, model: str) -> Run:
     """What `llamafactory-cli train` does before it loads the model: run_sft or run_dpo up to get_dataset."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
@@ -140,21 +157,7 @@ def llamafactory(folder: Path, model: str) -> Run:
             info["tags"] = OPENAI_TAGS
         (folder / "dataset_info.json").write_text(json.dumps({"rows": info}))
         stage = "rm" if case["form"] == "pair" else "sft"
-        found = get_train_args(
-            {
-                "model_name_or_path": model,
-                "stage": stage,
-                "do_train": True,
-                "finetuning_type": "lora",
-                "dataset_dir": str(folder),
-                "dataset": "rows",
-                "template": "smollm2",
-                "cutoff_len": 1024,
-                "output_dir": str(folder / "out"),
-                "use_cpu": True,
-                "report_to": "none",
-            }
-        )
+        found = get_train_args(llamafactory_settings(model, folder, stage))
         tokenizer = load_tokenizer(found[0])
         template = get_template_and_fix_tokenizer(tokenizer["tokenizer"], found[1])
         made = get_dataset(template, found[0], found[1], found[2], stage=stage, **tokenizer)
@@ -171,6 +174,31 @@ AXOLOTL = {
 }
 
 
+def axolotl_settings(model: str, file: str, place: Path, **form: str) -> dict[str, Any]:
+    """For one file; PLACE is where the prepared rows go."""
+    return {
+        "base_model": model,
+        "adapter": "lora",
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_target_linear": True,
+        "datasets": [{"path": file, "ds_type": "json", **form}],
+        "dataset_prepared_path": str(place),
+        "chat_template": "tokenizer_default",
+        "sequence_len": 1024,
+        "output_dir": str(place.parent / "out"),
+        "micro_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 10,
+        "learning_rate": 1e-3,
+        "optimizer": "adamw_torch",
+        "dataset_num_proc": 1,
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+    }
+
+
 def axolotl(folder: Path, model: str) -> Run:
     """What `axolotl preprocess` does: load_cfg, then load_datasets or load_preference_datasets."""
     import yaml
@@ -182,27 +210,7 @@ def axolotl(folder: Path, model: str) -> Run:
 
     def run(case: Case) -> int | None:
         place = folder / "prepared" / Path(case["file"]).stem
-        config = {
-            "base_model": model,
-            "adapter": "lora",
-            "lora_r": 16,
-            "lora_alpha": 32,
-            "lora_target_linear": True,
-            "datasets": [{"path": case["file"], "ds_type": "json", **AXOLOTL[case["form"]]}],
-            "dataset_prepared_path": str(place),
-            "chat_template": "tokenizer_default",
-            "sequence_len": 1024,
-            "output_dir": str(folder / "out"),
-            "micro_batch_size": 8,
-            "gradient_accumulation_steps": 1,
-            "max_steps": 10,
-            "learning_rate": 1e-3,
-            "optimizer": "adamw_torch",
-            "dataset_num_proc": 1,
-            "bf16": False,
-            "fp16": False,
-            "tf32": False,
-        }
+        config = axolotl_settings(model, case["file"], place, **AXOLOTL[case["form"]])
         if case["form"] == "pair":
             config["rl"] = "dpo"
         path = folder / "axolotl.yaml"

@@ -24,6 +24,7 @@ __all__ = [
     "TrainingError",
     "TunesmithError",
     "UsedDirectoryError",
+    "counted",
     "listed",
 ]
 
@@ -155,6 +156,11 @@ class InterruptedRun(TunesmithError):
     """The user stopped the work; what was done is saved. `fix` says how to go on."""
 
     exit_code = 130
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 row", "2 rows", "1,234 queries" (`plural` where it does not end in s)."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def listed(problems: Iterable[str], *, limit: int = 20) -> str:

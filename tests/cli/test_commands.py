@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import call
 
-from tunesmith.cli.main import main
 from tunesmith.cli.screen import size, where
 from tunesmith.config import DataConfig, Recipe, load_recipe, recipe_from
-
-
-def call(*args: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture

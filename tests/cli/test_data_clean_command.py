@@ -5,14 +5,7 @@ import json
 import sys
 
 import pytest
-
-from tunesmith.cli.main import main
-
-
-def call(*args):
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    return int(caught.value.code or 0)
+from command_line import call
 
 
 @pytest.fixture

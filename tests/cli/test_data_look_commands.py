@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from tunesmith.cli.main import main
+from command_line import call
 
 EVIL = "what\x1b[31m is \u202e this <script>x</script>"
 
@@ -16,12 +15,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
-
-
-def call(*words):
-    with pytest.raises(SystemExit) as stopped:
-        main(list(words))
-    return stopped.value.code or 0
 
 
 def write(name, rows):

@@ -151,7 +151,7 @@ def test_a_field_name_that_steers_a_terminal_is_spelled_out(here, capsys):
 def test_near_overlap_is_not_asked_for_where_it_cannot_be(here, capsys):
     asked = ("--on-near-overlap", "refuse")
     assert tunesmith("data", "split", "odd.csv", *ODD, "--out", "s", *asked) == 2
-    assert "goes with --time or --no-near-duplicates" in capsys.readouterr().err
+    assert "goes with --time, --no-near-duplicates or --overlap-words" in capsys.readouterr().err
 
 
 def test_a_long_conversion_shows_how_far_it_is(here, capsys, monkeypatch):

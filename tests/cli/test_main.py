@@ -11,18 +11,13 @@ from pathlib import Path
 
 import click
 import pytest
+from command_line import call
 
 from tunesmith import __version__
-from tunesmith.cli.main import COMMANDS, commands, main
+from tunesmith.cli.main import COMMANDS, commands
 
 PROGRAM = Path(sys.executable).with_name("tunesmith")
 HEAVY = ("torch", "transformers", "fastapi", "pydantic", "numpy", "rich")
-
-
-def call(*args: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(args)
-    return int(caught.value.code or 0)
 
 
 def every_command(group: click.Group = commands, path: tuple[str, ...] = ()):

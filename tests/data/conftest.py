@@ -45,8 +45,9 @@ def seal(tmp_path):
 def rows_of():
     """Parsed rows of a split of a sealed dataset."""
 
+    from rows_of_text import rows_in
+
     def read(result, split):
-        text = Path(result.artifact.path(f"{split}.jsonl")).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line]
+        return rows_in(Path(result.artifact.path(f"{split}.jsonl")))
 
     return read

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from rows_of_text import chat_row
 
 from tunesmith.cli.data.check import check
 from tunesmith.config import recipe_from
@@ -34,9 +35,7 @@ from tunesmith.errors import ConfigError, MissingError
 
 
 def chat(question, answer, line=1, file="rows.jsonl", **meta):
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    value = {"messages": turns, "meta": meta}
-    return Row(f"{file}:{line}", "chat", json.dumps(value), value)
+    return chat_row(question, answer, where=f"{file}:{line}", **meta)
 
 
 def checks_of(row, **options):
@@ -325,7 +324,7 @@ def test_a_classification_wants_rows_of_each_class_and_not_a_thousand():
     found = list(check_rows(rows, CheckOptions()))
 
     assert [f.what for f in found if f.check == "too-few-of-a-class"] == [
-        "1 of 2 classes have fewer than 100 rows: ham 60"
+        "1 of 2 classes with fewer than 100 rows: ham 60"
     ]
     assert not any(f.check == "too-few-rows" for f in found)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rows_of_text import rows_in
 
 from tunesmith.config import CleanConfig
 from tunesmith.data.clean import Cleaner, clean_files, plan_clean
@@ -26,10 +27,6 @@ def row_of(value):
 
 def cleaned(value, **rules):
     return Cleaner(plan_clean(CleanConfig(**rules))).row(row_of(value))
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @pytest.mark.parametrize(
@@ -208,15 +205,15 @@ def test_every_row_is_kept_or_in_a_side_file_with_its_reason(lines, tmp_path):
         [path], CleanConfig(exact="drop", near="drop", empty="drop", normalize=True), out=out
     )
 
-    assert [row["meta"]["n"] for row in read_lines(out / "rows.jsonl")] == [1, 4, 5]
-    dropped = read_lines(out / "dropped.jsonl")
+    assert [row["meta"]["n"] for row in rows_in(out / "rows.jsonl")] == [1, 4, 5]
+    dropped = rows_in(out / "dropped.jsonl")
     assert [(d["where"], d["rule"], d["row"]) for d in dropped] == [
         (f"{path}:2", "exact", ROWS[1]),
         (f"{path}:3", "near", ROWS[2]),
         (f"{path}:6", "empty", ROWS[5]),
     ]
     assert f"{path}:1" in dropped[0]["reason"]
-    (changed,) = read_lines(out / "changed.jsonl")
+    (changed,) = rows_in(out / "changed.jsonl")
     assert changed["row"] == ROWS[4]
     assert changed["to"]["messages"][0]["content"] == "Say café"
     assert changed["rule"] == "normalize"
@@ -232,8 +229,8 @@ def test_a_text_with_another_class_is_no_duplicate(tmp_path):
 
     clean_files([path], CleanConfig(exact="drop", near="drop"), out=tmp_path / "out")
 
-    assert len(read_lines(tmp_path / "out" / "rows.jsonl")) == 2
-    dropped = read_lines(tmp_path / "out" / "dropped.jsonl")
+    assert len(rows_in(tmp_path / "out" / "rows.jsonl")) == 2
+    dropped = rows_in(tmp_path / "out" / "dropped.jsonl")
     assert [(line["where"], line["rule"]) for line in dropped] == [
         (f"{path}:4", "near"),
         (f"{path}:5", "exact"),
@@ -298,15 +295,15 @@ def test_rows_in_are_rows_out_and_rows_dropped_whatever_the_rules(tmp_path_facto
 
     clean_files([path], CleanConfig(**rules), out=folder / "out", processes=1)
 
-    kept = [row["meta"]["n"] for row in read_lines(folder / "out" / "rows.jsonl")]
-    dropped = read_lines(folder / "out" / "dropped.jsonl")
-    changed = read_lines(folder / "out" / "changed.jsonl")
+    kept = [row["meta"]["n"] for row in rows_in(folder / "out" / "rows.jsonl")]
+    dropped = rows_in(folder / "out" / "dropped.jsonl")
+    changed = rows_in(folder / "out" / "changed.jsonl")
     assert kept == sorted(kept)
     assert sorted([*kept, *(line["row"]["meta"]["n"] for line in dropped)]) == list(
         range(len(rows))
     )
     assert all(line["row"] == values[line["row"]["meta"]["n"]] for line in [*dropped, *changed])
-    by_n = {row["meta"]["n"]: row for row in read_lines(folder / "out" / "rows.jsonl")}
+    by_n = {row["meta"]["n"]: row for row in rows_in(folder / "out" / "rows.jsonl")}
     touched = {line["row"]["meta"]["n"] for line in changed}
     assert touched == {n for n, row in by_n.items() if row != values[n]}
 
@@ -341,8 +338,8 @@ def test_an_earlier_cleaning_is_replaced_whole(lines, tmp_path):
     clean_files([path], CleanConfig(exact="drop"), out=out)
     clean_files([path], CleanConfig(), out=out)
 
-    assert len(read_lines(out / "rows.jsonl")) == len(ROWS)
-    assert read_lines(out / "dropped.jsonl") == []
+    assert len(rows_in(out / "rows.jsonl")) == len(ROWS)
+    assert rows_in(out / "dropped.jsonl") == []
 
 
 def test_what_cannot_be_read_is_named_and_nothing_is_written(lines, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from rows_of_text import rows_in
 
 from tunesmith import data
 from tunesmith.cli.data.convert import convert as command
@@ -20,10 +21,6 @@ from tunesmith.errors import ConfigError, DataError, MissingError, StorageError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 PAIR = {"prompt": [Q], "chosen": [A], "rejected": [{"role": "assistant", "content": "b"}]}
-
-
-def written(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_files_of_several_schemas_become_one_file_of_one(lines, tmp_path):
@@ -43,7 +40,7 @@ def test_files_of_several_schemas_become_one_file_of_one(lines, tmp_path):
         "prompt-completion",
     ]
     assert (
-        written(tmp_path / "out.jsonl")
+        rows_in(tmp_path / "out.jsonl")
         == [{"messages": [Q, A], "n": 1}] + [{"messages": [Q, A]}] * 2
     )
 
@@ -69,7 +66,7 @@ def test_each_loss_is_counted_with_its_first_row(lines, tmp_path):
 
 
 def test_strict_refuses_a_loss_and_writes_nothing(lines, tmp_path):
-    with pytest.raises(DataError, match=r"rejected: 1 rows, first .*a.jsonl:1"):
+    with pytest.raises(DataError, match=r"rejected: 1 row, first .*a.jsonl:1"):
         convert([lines("a.jsonl", [PAIR])], Target("chat", str(tmp_path / "o.jsonl"), strict=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
@@ -93,7 +90,7 @@ def test_rows_that_cannot_be_held_go_to_a_file_of_their_own_on_request(lines, tm
     )
     made = convert(files, target)
     assert (made.read, made.written, made.rest) == (2, 1, 1)
-    (left,) = written(tmp_path / "rest.jsonl")
+    (left,) = rows_in(tmp_path / "rest.jsonl")
     assert left["row"] == bad
     assert left["where"].endswith("b.jsonl:1")
     assert "3 turns" in left["reason"]
@@ -219,14 +216,14 @@ def test_the_command_reads_stdin_and_writes_stdout(monkeypatch):
         found.stdout
         == '{"messages": [{"role": "user", "content": "qé"}, {"role": "assistant", "content": "a"}]}\n'
     )
-    assert "written: 1 of 1 rows as chat (jsonl) to stdout" in found.stderr
+    assert "written: 1 of 1 row as chat (jsonl) to stdout" in found.stderr
 
 
 def test_the_command_maps_fields_and_tells_what_was_lost(lines, tmp_path):
     given = lines("a.jsonl", [{"question": "q", "sql": "s", "bad": "t"}])
     fields = [f"--field={pair}" for pair in ("prompt=question", "chosen=sql", "rejected=bad")]
     found = run(given, "--to", "instruction", "--out", tmp_path / "o.json", *fields)
-    assert "lost: rejected, in 1 rows, first" in found.stderr
+    assert "lost: rejected, in 1 row, first" in found.stderr
     assert json.loads((tmp_path / "o.json").read_text()) == [
         {"instruction": "q", "input": "", "output": "s"}
     ]
@@ -271,5 +268,5 @@ def test_what_has_no_form_in_a_table_is_refused_or_goes_beside(lines, tmp_path, 
         convert([path], Target("prompt-completion", str(out), form))
     made = convert([path], Target("prompt-completion", str(out), form, rest=str(rest)))
     assert (made.written, made.rest) == (1, 1)
-    assert written(rest)[0]["row"] == {**row, **odd}
+    assert rows_in(rest)[0]["row"] == {**row, **odd}
     assert convert([out], Target("chat", str(tmp_path / "b.jsonl")), form=form).read == 1

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rows_of_text import chat_row
 
 from tunesmith.data.grow import RULES, AugmentOptions, augment
 from tunesmith.data.grow.execute import Failed, Found, ReadOnly, same_rows
@@ -26,16 +27,10 @@ from tunesmith.data.grow.turns import answers_raw, asks, question_span
 from tunesmith.data.rows import Row
 from tunesmith.data.samples import text_to_sql
 from tunesmith.errors import ConfigError, DataError
+from tunesmith.store.sqlite import QueryRunner
 
 COLUMNS = {"station": ("id", "name", "docks"), "ride": ("station", "minutes")}
 NAMES = {"station": "stop", "name": "label", "docks": "slots", "minutes": "duration"}
-
-
-def chat(question, answer, system=None, where="a.jsonl:1", **meta):
-    turns = [{"role": "system", "content": system}] if system else []
-    turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    value = {"messages": turns, "meta": meta}
-    return Row(where, "chat", as_json(value), value)
 
 
 def grown(rows, *rules, **options):
@@ -89,11 +84,11 @@ def test_renamed_queries_return_the_same_rows_on_the_sample_databases(renamed):
     folder, rows, made = renamed
     new_rows = [(one.row, new) for one in made for new in one.made]
     assert len(new_rows) >= 0.9 * len(rows)
-    for old, new in new_rows:
-        with (
-            ReadOnly(folder / f"{old.meta['database']}.sqlite") as before,
-            ReadOnly(folder / f"{new.meta['database']}.sqlite") as after,
-        ):
+    with QueryRunner(seconds=5.0) as runner:
+        for old, new in new_rows:
+            before, after = (
+                ReadOnly(folder / f"{row.meta['database']}.sqlite", runner) for row in (old, new)
+            )
             left, right = before.run(old.answer), after.run(new.answer)
             assert isinstance(left, Found)
             assert isinstance(right, Found)
@@ -170,13 +165,13 @@ def shop(tmp_path):
 def test_rows_whose_query_cannot_be_proved_are_left_out_with_the_reason(shop, tmp_path):
     system = "item(id name price)\ntag(item word)"
     rows = [
-        chat("How dear?", "select nme from item", system, database="shop"),
-        chat("Which?", "select name from item", "no schema", database="shop"),
-        chat("Which?", "select name from item", system, database="other"),
-        chat("Any cheap?", "select name from item where price < 0", system, database="shop"),
-        chat("Now?", "select random() from item", system, database="shop"),
+        chat_row("How dear?", "select nme from item", system, database="shop"),
+        chat_row("Which?", "select name from item", "no schema", database="shop"),
+        chat_row("Which?", "select name from item", system, database="other"),
+        chat_row("Any cheap?", "select name from item where price < 0", system, database="shop"),
+        chat_row("Now?", "select random() from item", system, database="shop"),
         # SQLite reads "word" as text out there; only the compiled programs tell that it was renamed.
-        chat(
+        chat_row(
             "None?",
             "select name from item where exists (select 1 from tag where 0) and \"word\" = 'a'",
             system,
@@ -196,7 +191,7 @@ def test_rows_whose_query_cannot_be_proved_are_left_out_with_the_reason(shop, tm
 
 
 def test_a_copy_has_the_same_rows_foreign_keys_and_views_under_other_names(shop, tmp_path):
-    rows = [chat("Names?", "select name from item", "item(id name price)", database="shop")]
+    rows = [chat_row("Names?", "select name from item", "item(id name price)", database="shop")]
     made = grown(
         rows, "rename", times=3, databases={"shop": shop}, databases_folder=tmp_path / "out"
     )[0].made
@@ -259,7 +254,8 @@ def test_other_names_hold_the_words_of_the_name_or_synonyms():
     ],
 )
 def test_a_query_can_only_read_and_ends(shop, sql):
-    with ReadOnly(shop, seconds=0.2) as file:
+    with QueryRunner(seconds=0.2) as runner:
+        file = ReadOnly(shop, runner)
         assert isinstance(file.run(sql), Failed)
         assert file.run("select count(*) from item") == Found(((2,),), 1)
 
@@ -359,7 +355,9 @@ def test_plain_text_does_not_grow():
 
 
 def test_a_text_that_is_no_question_is_not_paraphrased():
-    (one,) = grown([chat("Ich hätte gern ein Bier", "Beer, please", "Translate.")], "paraphrase")
+    (one,) = grown(
+        [chat_row("Ich hätte gern ein Bier", "Beer, please", "Translate.")], "paraphrase"
+    )
     assert one.made == ()
     assert "plainly" in one.left_out[0].reason
 
@@ -371,7 +369,7 @@ def test_slips_spare_names_numbers_quotes_and_words_of_the_answer():
 
 
 def test_a_slip_never_makes_a_word_of_another_question():
-    row = chat("show trial", "x")
+    row = chat_row("show trial", "x")
 
     def made(known):
         rule = Noise(known)
@@ -379,7 +377,7 @@ def test_a_slip_never_makes_a_word_of_another_question():
         return {one.row.question for one in draws if isinstance(one, Made)}
 
     assert "show trail" in made(frozenset())
-    assert "show trail" not in made(vocabulary([row, chat("the trail", "y")]))
+    assert "show trail" not in made(vocabulary([row, chat_row("the trail", "y")]))
 
 
 SYSTEM = "Answer with one query.\nartist(id name country)\nroom(id, theme, floor)\ntour(room day);"
@@ -387,7 +385,7 @@ SYSTEM = "Answer with one query.\nartist(id name country)\nroom(id, theme, floor
 
 @given(st.integers(0, 10**6))
 def test_shuffled_context_holds_the_same_tables_and_columns(seed):
-    row = chat("Which rooms?", "select theme from room", SYSTEM)
+    row = chat_row("Which rooms?", "select theme from room", SYSTEM)
     (one,) = grown([row], "shuffle", seed=seed)
     for new in one.made:
         assert new.messages[1:] == row.messages[1:]
@@ -421,7 +419,7 @@ def test_documents_and_examples_move_whole_unless_an_order_is_asked_about():
 
 
 def test_lines_of_code_are_not_tables():
-    row = chat("Fix:\nfoo(a, b)\nbar(c, d)", "foo(a, b)")
+    row = chat_row("Fix:\nfoo(a, b)\nbar(c, d)", "foo(a, b)")
     (one,) = grown([row], "shuffle")
     assert one.made == ()
 
@@ -456,11 +454,11 @@ def test_rows_plus_left_out_make_what_was_asked_for(sample_rows):
 
 
 def test_nothing_is_made_that_a_held_out_row_asks():
-    row = chat("What is the area of Ohio?", "1")
+    row = chat_row("What is the area of Ohio?", "1")
     every = [new for one in grown([row], "paraphrase", times=30) for new in one.made]
     assert len(every) > 8
     for question in ("what is the area of ohio", "Please tell me: what's the area of Ohio?"):
-        held = chat(question, "1", where="test.jsonl:1")
+        held = chat_row(question, "1", where="test.jsonl:1")
         (one,) = grown([row], "paraphrase", "noise", times=30, held_out=(held,))
         assert one.made == ()
         assert len(one.left_out) == 60
@@ -468,8 +466,8 @@ def test_nothing_is_made_that_a_held_out_row_asks():
 
 
 def test_a_row_of_which_another_form_is_held_out_makes_nothing():
-    row = chat("Give the number of all red clubs in the northern league.", "select 1")
-    other = chat(
+    row = chat_row("Give the number of all red clubs in the northern league.", "select 1")
+    other = chat_row(
         "Please give the number of all red clubs in the northern league.", "x", where="t:1"
     )
     (one,) = augment([row], AugmentOptions(("paraphrase",), 30, 0, (other,)))
@@ -478,7 +476,7 @@ def test_a_row_of_which_another_form_is_held_out_makes_nothing():
 
 
 def test_no_new_row_asks_what_another_row_asks():
-    rows = [chat("What is it?", "1"), chat("so, WHAT is it?", "2", where="a.jsonl:2")]
+    rows = [chat_row("What is it?", "1"), chat_row("so, WHAT is it?", "2", where="a.jsonl:2")]
     first, _ = grown(rows, "paraphrase", times=30)
     assert all(new.question.casefold() != "so, what is it?" for new in first.made)
     assert "another row asks the same" in {left.reason for left in first.left_out}
@@ -490,7 +488,7 @@ class Parrot:
     name = "parrot"
 
     def make(self, row, draw):
-        return Made(chat("How many ducks?", row.answer))
+        return Made(chat_row("How many ducks?", row.answer))
 
     def close(self):
         pass
@@ -498,14 +496,14 @@ class Parrot:
 
 def test_no_rule_can_bring_a_held_out_question_in(monkeypatch):
     monkeypatch.setitem(RULES, "parrot", lambda options, rows: Parrot())
-    held = chat("How many ducks", "2", where="test.jsonl:1")
-    (one,) = grown([chat("Where is the sea?", "1")], "parrot", held_out=(held,))
+    held = chat_row("How many ducks", "2", where="test.jsonl:1")
+    (one,) = grown([chat_row("Where is the sea?", "1")], "parrot", held_out=(held,))
     assert [left.reason for left in one.left_out] == ["a held-out row asks the same"]
-    assert grown([chat("Where is the sea?", "1")], "parrot")[0].made
+    assert grown([chat_row("Where is the sea?", "1")], "parrot")[0].made
 
 
 def test_a_row_made_of_a_made_row_keeps_its_parent():
-    row = chat("What is the area of Ohio?", "1")
+    row = chat_row("What is the area of Ohio?", "1")
     first = grown([row], "paraphrase")[0].made[0]
     second = grown([first], "noise")[0].made[0]
     assert second.meta["origin"]["parent"] == first.meta["origin"]

@@ -6,8 +6,7 @@ import io
 import json
 
 import pytest
-
-from tunesmith.cli.main import main
+from command_line import call
 
 ROW = {
     "messages": [
@@ -15,12 +14,6 @@ ROW = {
         {"role": "assistant", "content": "None."},
     ]
 }
-
-
-def call(*args):
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    return int(caught.value.code or 0)
 
 
 def test_rows_go_through_a_pipe_and_notes_to_stderr(monkeypatch, capsys):
@@ -31,7 +24,7 @@ def test_rows_go_through_a_pipe_and_notes_to_stderr(monkeypatch, capsys):
     own, new = (json.loads(line) for line in out.splitlines())
     assert own["messages"] == ROW["messages"]
     assert new["messages"][1] == ROW["messages"][1]
-    assert "1 rows, 1 new" in err
+    assert "1 row, 1 new" in err
     assert "not made by shuffle: 1 times" in err
 
 
@@ -74,7 +67,7 @@ def test_counts_of_rows_new_ones_and_side_lines_add_up(lines, tmp_path, capsys):
             ["synthesize", "instruct", "FILE", "--out", "o", "--local", "x", "--temperature", "-1"],
             "temperature is -1",
         ),
-        (["review", "-"], "name a file"),
+        (["review", "-"], "save them to a file"),
         (["review", "FILE", "--by", "loss"], "no row has such a field"),
         (["review", "FILE", "--out", "FILE"], "is the file that is read"),
     ],

@@ -9,6 +9,7 @@ from contextlib import closing
 from random import Random
 
 import pytest
+from rows_of_text import chat_row
 
 from tunesmith.data.grow import AugmentOptions, augment
 from tunesmith.data.grow.ask import Ask
@@ -19,13 +20,6 @@ from tunesmith.data.grow.shuffle import shuffled
 from tunesmith.data.grow.verify import final_value
 from tunesmith.data.rows import Row
 from tunesmith.errors import EnvironmentProblem
-
-
-def chat(question, answer, system=None, **meta):
-    turns = [{"role": "system", "content": system}] if system else []
-    turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    value = {"messages": turns, "meta": meta}
-    return Row("a.jsonl:1", "chat", json.dumps(value), value)
 
 
 def asked(row, rule, times=12):
@@ -56,7 +50,7 @@ def test_no_slip_makes_a_word_on_which_the_meaning_hangs():
     ],
 )
 def test_nothing_is_added_after_a_text_that_ends_nowhere(question):
-    made = asked(chat(question, "x"), "paraphrase")
+    made = asked(chat_row(question, "x"), "paraphrase")
     assert made
     assert all(one.endswith(question) for one in made)
 
@@ -83,9 +77,10 @@ def test_a_documents_second_paragraph_keeps_its_head():
 def test_columns_stay_where_an_answer_inserts_by_their_order():
     system = "city(name state)\nriver(name length)"
     assert (
-        asked(chat("Add Reno.", "insert into city values ('Reno', 'NV')", system), "shuffle") == []
+        asked(chat_row("Add Reno.", "insert into city values ('Reno', 'NV')", system), "shuffle")
+        == []
     )
-    assert asked(chat("All names?", "select name from city", system), "shuffle")
+    assert asked(chat_row("All names?", "select name from city", system), "shuffle")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +95,7 @@ def test_a_count_of_zero_is_proved_by_the_program(tmp_path):
     path = tmp_path / "shop.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("create table city (name text, state text);")
-    row = chat(
+    row = chat_row(
         "How many in Ohio?",
         "select count(*) from city where state = 'Ohio'",
         "city(name state)",

@@ -115,7 +115,8 @@ def test_a_field_that_is_mapped_without_effect_is_refused(seal, lines, mapped, w
     path = lines("rows.jsonl", questions(20))
     with pytest.raises(DataError) as caught:
         seal(files(path, fields=mapped))
-    assert f"data.fields.{next(iter(mapped))}: {why}" in caught.value.what
+    ((use, name),) = mapped.items()
+    assert f"data.fields.{use} (--field {use}={name}): {why}" in caught.value.what
 
 
 def test_a_field_that_is_mapped_may_stand_in_few_rows_of_few_files(seal, lines):

@@ -6,16 +6,10 @@ import json
 import sqlite3
 
 import pytest
+from command_line import call
 
-from tunesmith.cli.main import main
 from tunesmith.data.make import make_sql
 from tunesmith.data.samples import SAMPLES
-
-
-def call(*args):
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -33,13 +34,16 @@ insert into "order item" values ('O''Neil', 3), ('semi;colon', 5), ('O''Neil', 4
 """
 
 
+def database(path, script):
+    """A SQLite file made of a script."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    return path
+
+
 @pytest.fixture
 def shop(tmp_path):
-    path = tmp_path / "shop.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(SHOP)
-    connection.close()
-    return path
+    return database(tmp_path / "shop.sqlite", SHOP)
 
 
 def pairs(made):
@@ -84,15 +88,13 @@ def test_no_question_follows_a_key_as_if_it_were_a_number(shop):
 
 
 def test_joins_follow_declared_keys_and_keys_that_are_found(tmp_path):
-    path = tmp_path / "rides.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(
+    path = database(
+        tmp_path / "rides.sqlite",
         "create table station (id integer primary key, name text);"
         "create table ride (station integer, minutes integer);"
         "insert into station values (1, 'Mill'), (2, 'Park'), (3, 'Gate');"
-        "insert into ride values (1, 5), (1, 9), (2, 7), (1, 12);"
+        "insert into ride values (1, 5), (1, 9), (2, 7), (1, 12);",
     )
-    connection.close()
 
     made = make_sql(path)
 
@@ -105,13 +107,11 @@ def test_joins_follow_declared_keys_and_keys_that_are_found(tmp_path):
 
 
 def test_a_tie_makes_no_question_with_one_answer(tmp_path):
-    path = tmp_path / "tie.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(
+    path = database(
+        tmp_path / "tie.sqlite",
         "create table town (name text, size integer); create table visitor (name text);"
-        "insert into town values ('A', 5), ('B', 5), ('C', 5), ('D', 5), ('E', 5), ('F', 5), ('G', 1);"
+        "insert into town values ('A', 5), ('B', 5), ('C', 5), ('D', 5), ('E', 5), ('F', 5), ('G', 1);",
     )
-    connection.close()
 
     made = make_sql(path, SqlOptions(n_rows=500))
 
@@ -123,13 +123,11 @@ def test_a_tie_makes_no_question_with_one_answer(tmp_path):
 
 
 def test_rows_that_share_a_thing_are_not_counted_as_things(tmp_path):
-    path = tmp_path / "rivers.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(
+    path = database(
+        tmp_path / "rivers.sqlite",
         "create table river (river_name text, length integer, traverse text);"
-        "insert into river values ('Ohio', 100, 'X'), ('Ohio', 100, 'Y'), ('Red', 70, 'X'), ('Red', 70, 'Z');"
+        "insert into river values ('Ohio', 100, 'X'), ('Ohio', 100, 'Y'), ('Red', 70, 'X'), ('Red', 70, 'Z');",
     )
-    connection.close()
 
     made = make_sql(path)
 
@@ -178,13 +176,11 @@ def test_the_prompt_shows_the_tables_as_asked(shop):
 
 
 def test_cryptic_names_are_asked_for_and_then_used(tmp_path):
-    path = tmp_path / "cryptic.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(
+    path = database(
+        tmp_path / "cryptic.sqlite",
         "create table customer (name text, xq2 integer, sold integer);"
-        "insert into customer values ('Ann', 1, 7), ('Bob', 2, 9), ('Cyd', 5, 8);"
+        "insert into customer values ('Ann', 1, 7), ('Bob', 2, 9), ('Cyd', 5, 8);",
     )
-    connection.close()
 
     made = make_sql(path)
     assert "customer.xq2, customer.sold" in made.notes[0]
@@ -364,9 +360,7 @@ def test_a_database_without_tables_or_rows_is_an_error(tmp_path):
         ("no.db", "create table t (x int); drop table t;"),
         ("rows.db", "create table t (x int);"),
     ):
-        connection = sqlite3.connect(tmp_path / name)
-        connection.executescript(script)
-        connection.close()
+        database(tmp_path / name, script)
         with pytest.raises(DataError, match="no question could be made"):
             make_sql(tmp_path / name)
 
@@ -408,10 +402,7 @@ insert into "Übung" values (4, 'x'), (5, x'ff00'), (6, cast(x'80' as text));
 
 
 def test_a_hostile_database_is_read_within_limits_or_refused(tmp_path):
-    path = tmp_path / "hostile.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(HOSTILE)
-    connection.close()
+    path = database(tmp_path / "hostile.sqlite", HOSTILE)
 
     made = make_sql(path, SqlOptions(n_rows=300))
 
@@ -444,10 +435,8 @@ def test_a_hostile_database_is_read_within_limits_or_refused(tmp_path):
 def test_no_statement_does_more_than_read_within_limits(shop, statement, monkeypatch):
     monkeypatch.chdir(shop.parent)
     before = shop.read_bytes()
-    with open_database(shop) as (connection, steps):
-        steps.start()
-        with pytest.raises(sqlite3.Error):
-            connection.execute(statement).fetchall()
+    with open_database(shop) as database, pytest.raises(sqlite3.Error):
+        database.rows(statement)
 
     assert shop.read_bytes() == before
     assert [path.name for path in shop.parent.iterdir()] == ["shop.sqlite"]
@@ -491,7 +480,7 @@ def test_a_column_that_takes_too_long_to_read_is_left_out_and_named(tmp_path, mo
     connection.executemany("insert into town values (?, ?)", ((f"t{n}", n) for n in range(3_000)))
     connection.commit()
     connection.close()
-    monkeypatch.setattr(database.Steps.__init__, "__defaults__", (3_000,))
+    monkeypatch.setattr(database, "MAX_STEPS", 3_000)
 
     made = make_sql(path)
 

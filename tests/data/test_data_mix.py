@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows_of_text import rows_in
 
 from tunesmith.data.mix import Mix, shares
 from tunesmith.errors import ConfigError, DataError
@@ -127,3 +128,77 @@ def test_a_mix_without_a_number_needs_no_row_twice_and_keeps_the_weights(counts,
     total = sum(share.wanted for share in found.values())
     for name, share in found.items():
         assert abs(share.wanted - total * asked[name] / sum(asked.values())) <= 2
+
+
+@settings(
+    max_examples=4 if settings().max_examples < 50 else 40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    counts=st.lists(st.integers(4, 30), min_size=2, max_size=3),
+    weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    wanted=st.none() | st.integers(4, 60),
+    repeated=st.integers(0, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_every_row_of_every_part_is_used_held_out_or_in_the_side_file(
+    tmp_path_factory, counts, weights, wanted, repeated, seed
+):
+    from tunesmith import data
+
+    folder = tmp_path_factory.mktemp("mix")
+    parts = {}
+    for number, count in enumerate(counts):
+        made = rows(str(number), count)
+        made += made[:repeated]  # equal rows, which `clean.exact` drops
+        parts[str(number)] = path = folder / f"{number}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in made), encoding="utf-8")
+    asked = dict(zip(parts, weights, strict=False))
+    settings_ = {"split": {"near_duplicates": False}, "clean": {"exact": "drop"}}
+    if wanted is not None:
+        settings_ |= {"train_rows": wanted}
+    try:
+        sealed = [
+            data.mix_files(
+                {name: [path] for name, path in parts.items()},
+                folder / f"mix{n}",
+                weights=asked,
+                seed=seed,
+                **settings_,
+            )
+            for n in range(2)
+        ]
+        refused = ""
+    except DataError as error:
+        refused = error.what
+    if refused:
+        assert "max_repeats" in refused or "no training rows" in refused
+        return
+    result, again = sealed
+    assert {k: v for k, v in result.artifact.files.items() if k != "README.md"} == {
+        k: v for k, v in again.artifact.files.items() if k != "README.md"
+    }
+    used = {name: Counter() for name in parts}
+    for split in ("train", "validation", "test"):
+        for row in rows_in(result.artifact.path(f"{split}.jsonl")):
+            used[row["meta"]["source"]][split, row["messages"][0]["content"]] += 1
+    gone = Counter()
+    for line in rows_in(result.artifact.path("dropped.jsonl")):
+        gone[line["where"].rpartition("/")[2].partition(".")[0], line["rule"]] += 1
+    total = sum(result.report["mix"][name]["in_mix"] for name in parts)
+    if wanted is not None:
+        assert total == wanted
+    for name, count in zip(parts, counts, strict=True):
+        share = result.report["mix"][name]
+        train = [times for (split, _), times in used[name].items() if split == "train"]
+        held = [times for (split, _), times in used[name].items() if split != "train"]
+        assert set(held) <= {1}
+        assert sum(train) == share["in_mix"]
+        ideal = total * asked[name] / sum(asked.values())
+        assert abs(sum(train) - ideal) < (2 if wanted is None else 1)
+        assert share["rows"] == len(train) + gone[name, "mix"]
+        least = share["in_mix"] // share["rows"]
+        assert set(train) <= {least, least + 1}
+        # In = used + held out + in the side file.
+        n_gone = sum(n for (part, _), n in gone.items() if part == name)
+        assert len(train) + len(held) + n_gone == count + repeated

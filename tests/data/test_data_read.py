@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import Limits, open_source, read_file
+from tunesmith.data.read import Limits, open_source
 from tunesmith.errors import DataError
 
 json_values = st.recursive(
@@ -28,7 +28,7 @@ objects = st.dictionaries(st.text(), json_values, max_size=4)
 
 def problems_of(path):
     problems = Problems()
-    rows = read_file(path, problems).rows
+    rows = list(open_source(path).rows(problems))
     return problems.lines, rows
 
 
@@ -39,11 +39,12 @@ def test_every_value_is_read_with_its_exact_characters(tmp_path_factory, rows, a
     data = "\n".join(texts).encode("utf-8", "surrogatepass")
     path.write_bytes(data)
     problems = Problems()
-    found = read_file(path, problems)
+    source = open_source(path)
+    found = list(source.rows(problems))
     assert problems.lines == []
-    assert found.sha256 == hashlib.sha256(data).hexdigest()
-    assert [row.line for row in found.rows] == list(range(1, len(rows) + 1))
-    for row, expected in zip(found.rows, rows, strict=True):
+    assert source.sha256 == hashlib.sha256(data).hexdigest()
+    assert [row.line for row in found] == list(range(1, len(rows) + 1))
+    for row, expected in zip(found, rows, strict=True):
         assert {name: field.value for name, field in row.fields.items()} == expected
         for name, field in row.fields.items():
             assert field.raw == json.dumps(expected[name], ensure_ascii=ascii_only)
@@ -213,7 +214,7 @@ def test_a_files_hash_and_size_are_those_on_the_disk_whatever_is_wrong_in_it(tmp
 def test_one_error_names_the_first_fifty_problems_and_counts_all(lines):
     path = lines("a.jsonl", ["{"] * 60)
     problems = Problems()
-    read_file(path, problems)
+    assert list(open_source(path).rows(problems)) == []
     with pytest.raises(DataError) as caught:
         problems.raise_any("mend it")
     text = str(caught.value)

@@ -196,10 +196,11 @@ def test_parquet_needs_neither_numpy_nor_pandas(tmp_path):
     pq.write_table(pa.table({"a": ["x"], "t": [datetime.datetime(2026, 1, 1)]}), path)
     code = (
         "import sys; sys.modules.update(numpy=None, pandas=None)\n"
-        "from tunesmith.data.read import read_file\n"
+        "from tunesmith.data.read import open_source\n"
         "from tunesmith.data.problems import Problems\n"
         "from pathlib import Path\n"
-        "print([f.raw for f in read_file(Path(sys.argv[1]), Problems()).rows[0].fields.values()])"
+        "(row,) = open_source(Path(sys.argv[1])).rows(Problems())\n"
+        "print([f.raw for f in row.fields.values()])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True

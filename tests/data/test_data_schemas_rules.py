@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import read_file
+from tunesmith.data.read import open_source
 from tunesmith.data.schemas import Options, tell, to_row
 
 words = st.text(
@@ -32,9 +32,9 @@ def converted(path, fields=None, system=None):
     problems = Problems()
     mapping = dict(zip(("prompt", "completion"), fields, strict=True)) if fields else {}
     options = Options(mapping, system)
-    file = read_file(path, problems)
-    told = tell(file.rows, options)
-    found = [to_row(raw, told, options, problems) for raw in file.rows]
+    rows = list(open_source(path).rows(problems))
+    told = tell(rows, options)
+    found = [to_row(raw, told, options, problems) for raw in rows]
     return told.schema, [row for row in found if row is not None], problems.lines
 
 
@@ -211,7 +211,8 @@ def test_all_problems_of_a_file_are_named_not_only_the_first(lines):
 
 def test_fields_of_another_name_are_named_with_the_setting_that_maps_them(lines):
     problems = Problems()
-    told = tell(read_file(lines("a.jsonl", [{"ask": "q", "say": "s"}] * 3), problems).rows)
+    path = lines("a.jsonl", [{"ask": "q", "say": "s"}] * 3)
+    told = tell(list(open_source(path).rows(problems)))
     assert (told.schema, told.share) == ("", 0.0)
     assert "ask, say" in told.why
     assert "data.fields.prompt" in told.why

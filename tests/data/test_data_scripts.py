@@ -51,7 +51,7 @@ def test_a_script_writes_no_file(script, tmp_path, statement):
 
 def test_a_script_without_end_is_ended(script):
     with pytest.raises(sqlite3.Error, match="did not end within 1,000,000 steps"):
-        from_script(script(f"create table t as {ENDLESS}"), max_steps=1_000_000)
+        from_script(script(f"create table t as {ENDLESS}"), steps=1_000_000)
 
 
 def test_the_databases_of_check_and_of_rename_are_made_so(script, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -130,10 +131,32 @@ def test_a_file_that_is_no_gguf_is_refused_before_a_child_starts(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.00005, 0.5])
-def test_a_truncated_file_is_refused_with_llama_cpps_reason(gguf, tmp_path, share):
+def test_a_truncated_file_is_refused_before_llama_cpp_reads_it(gguf, tmp_path, share):
     data = gguf.read_bytes()
     path = tmp_path / "model.gguf"
     path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ModelError, match="is no readable GGUF file") as error:
+        LlamaBackend(path)
+    assert "llama.cpp" not in error.value.what
+
+
+def test_a_number_that_ends_llama_cpp_is_refused_before_it_reads_it(gguf, tmp_path):
+    """llama.cpp allocates by the count of layers: its process ends by a signal."""
+    key, pair = b"llama.block_count", struct.pack("<QI", 17, 4)
+    named = struct.pack("<Q", len(b"general.architecture")) + b"general.architecture"
+    named += struct.pack("<IQ", 8, 5) + b"llama"
+    path = tmp_path / "model.gguf"
+    layers = pair[:8] + key + pair[8:] + struct.pack("<I", 1 << 31)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + named + layers)
+    for settings in (LlamaSettings(), LlamaSettings(lora_path=path)):
+        model = gguf if settings.lora_path else path
+        with pytest.raises(ModelError, match=r"llama\.block_count: it is 2147483648"):
+            LlamaBackend(model, settings)
+
+
+def test_a_sound_file_of_no_model_is_refused_with_llama_cpps_reason(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     with pytest.raises(ModelError, match="cannot load it") as error:
         LlamaBackend(path)
     assert "failed to load model" in error.value.why

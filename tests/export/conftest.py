@@ -141,6 +141,91 @@ def seal_dataset(folder: Path, system: str | None = SYSTEM) -> Artifact:
         return at.finish({"rows": {"train": 4, "validation": 4, "test": 4}, "databases": []})
 
 
+def save_adapter(
+    folder: Path, base: BaseModel, *, seed: int = 1, targets: Any = "all-linear", **config: Any
+) -> Path:
+    """A random adapter in PEFT's format, of any LoRA configuration."""
+    import warnings
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    settings = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": targets}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lora = LoraConfig(**settings | config)
+        model = get_peft_model(load_model(base, torch.float32), lora)
+        torch.manual_seed(seed)
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, mean=float("magnitude" in name), std=0.1)
+        model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def merging(tmp_path_factory, make):
+    """A float16 base, three sealed adapter runs of it (and the adapters alone), and two fully trained models."""
+    import torch
+
+    from tunesmith.models.adapters import put_adapter
+
+    folder = tmp_path_factory.mktemp("merging")
+    base = make.short(folder / "base")
+    renderer = ChatRenderer(load_tokenizer(base))
+    dataset = seal_dataset(folder / "data")
+    adapters, models = [], []
+    for number, name in enumerate("abc"):
+        place = save_adapter(folder / f"peft-{name}", base, seed=number)
+        model = put_adapter(load_model(base, torch.float32), place)
+        adapters.append(seal_run(folder / name, base, dataset, model, renderer.fingerprint))
+    for number, name in enumerate(("x", "y")):
+        model = load_model(base, torch.float16)
+        torch.manual_seed(10 + number)
+        for weight in model.parameters():
+            weight.data += 0.02 * torch.randn_like(weight)
+        models.append(seal_run(folder / name, base, dataset, model, renderer.fingerprint))
+    return SimpleNamespace(
+        dir=folder, base=base, renderer=renderer, dataset=dataset, adapters=adapters, models=models
+    )
+
+
+def form_sources(
+    folder: Path, base: BaseModel, *, rows: tuple[tuple[int, ...], ...] = (), **settings: Any
+) -> Any:
+    """What a form is written from: the base with every weight in float32, and calibration rows."""
+    import torch
+
+    from tunesmith.config import ExportConfig
+    from tunesmith.export.forms import Sources
+
+    tokenizer = load_tokenizer(base)
+    save_model(load_model(base, torch.float32), tokenizer, folder / "merged")
+    (folder / "scratch").mkdir()
+    return Sources(
+        merged=folder / "merged",
+        base=base,
+        trained=None,
+        renderer=ChatRenderer(tokenizer),
+        name="tiny",
+        scratch=folder / "scratch",
+        calibration=rows,
+        config=ExportConfig(**settings),
+    )
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory, make):
+    """A tiny model to write forms from, calibrated on four rows of random tokens."""
+    import random
+
+    chance = random.Random(0)
+    rows = tuple(tuple(chance.randrange(3, 2000) for _ in range(n)) for n in (40, 33, 40, 12))
+    folder = tmp_path_factory.mktemp("sources")
+    return form_sources(folder, make.short(folder / "base", spread=0.2), rows=rows)
+
+
 @pytest.fixture(scope="session")
 def make(embedded_tokenizer, short_tokenizer):
     """The makers above, for tests that need another model, adapter, dataset or run.
@@ -151,7 +236,9 @@ def make(embedded_tokenizer, short_tokenizer):
         tiny=partial(save_tiny, embedded_tokenizer),
         short=partial(save_tiny, short_tokenizer),
         adapted=adapted,
+        adapter=save_adapter,
         run=seal_run,
+        sources=form_sources,
         dataset=seal_dataset,
         Workbench=Workbench,
     )
@@ -172,7 +259,7 @@ def bench(tmp_path_factory, make, embedded_tokenizer):
 def bundle(bench, tmp_path_factory):
     """All forms of it, exported once."""
     place = tmp_path_factory.mktemp("bundle") / "export"
-    limits = {form: LOOSE for form in ("merged", "gguf-f16", "gguf-q8_0")}
+    limits = dict.fromkeys(("merged", "gguf-f16", "gguf-q8_0"), LOOSE)
     return bench.export(place, limits=limits)
 
 

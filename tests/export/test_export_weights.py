@@ -13,10 +13,10 @@ from tunesmith.export.weights import (
     merge,
     most_common_format,
     save_merged,
-    stored_tensors,
     write_rounded,
 )
 from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.files import stored_tensors
 from tunesmith.models.load import load_model, load_tokenizer
 
 INPUTS = torch.tensor([[1, 520, 33, 7, 999, 2, 40, 41]])

@@ -45,7 +45,7 @@ def test_a_file_cut_anywhere_is_named_as_damaged(written, tmp_path_factory, data
     content = written.read_bytes()
     cut = tmp_path_factory.getbasetemp() / "cut.gguf"
     cut.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(ModelError, match=r"cut\.gguf is no readable GGUF file"):
+    with pytest.raises(ModelError, match=r"cut\.gguf is (not a|no readable) GGUF file"):
         read_metadata(cut)
 
 

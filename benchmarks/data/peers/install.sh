@@ -1,9 +1,9 @@
 #!/bin/sh
-# Install one peer of dedup.py in an environment of its own, from its requirements file beside this script.
+# Install one peer of dedup.py and pipeline.py in an environment of its own, from its requirements file beside this script.
 #
 #     sh benchmarks/data/peers/install.sh NAME FOLDER [PYTHON]
 #
-# NAME is datatrove or textdedup; or soup, whose environment benchmarks/throughput/peers/install.sh makes and which
+# NAME is datatrove or textdedup; labelstudio for label_studio_check.py; or soup, whose environment benchmarks/throughput/peers/install.sh makes and which
 # gets what its `data dedup` needs. Axolotl needs nothing more than benchmarks/throughput/peers/install.sh installs.
 set -eu
 place=$2/$1

@@ -31,10 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "forms": ("tunesmith.cli.forms:forms", "Measure every exported form side by side."),
     "quantise": ("tunesmith.cli.quantise:quantise", "Make a GGUF file smaller, as llama.cpp does."),
     "merge": ("tunesmith.cli.merge:merge", "Merge several models, or adapters, into one."),
-    "check": (
-        "tunesmith.cli.check:check",
-        "Everything that is wrong with a model, an adapter or a bundle, and what mends it.",
-    ),
+    "check": ("tunesmith.cli.check:check", "Everything that is wrong with a model, with remedies."),
     "sign": ("tunesmith.cli.sign:sign", "Sign a sealed folder with your own key."),
     "push": ("tunesmith.cli.push:push", "Upload a sealed bundle to a model hub."),
     "serve": ("tunesmith.cli.serve:serve", "Serve an exported model over HTTP."),

@@ -132,7 +132,7 @@ def ask(
 
 def execute(sql: str, database: Path) -> tuple[list[list[Any]] | None, str]:
     """Rows of a query on a read-only database, at most 20; None and the reason when it fails."""
-    from tunesmith.evaluate.tasks.query_runner import QueryFailed, QueryRunner
+    from tunesmith.store.sqlite import QueryFailed, QueryRunner
 
     with QueryRunner(seconds=5.0) as runner:
         found = runner.run(database, sql, max_rows=ROWS_SHOWN)

@@ -246,7 +246,7 @@ class CheckConfig(Settings):
     """Codes of the languages that rows may have, such as `[en, de]`; the main language of the rows when empty."""
     token_rows: int = Field(20_000, ge=100)
     """Rows that are measured in tokens; of more rows about so many are drawn, and every row that could be too long is
-    measured as well. A row takes about a millisecond. Only `tunesmith data check` measures rows, no build does."""
+    measured as well: a build when the recipe names `model.base`, `tunesmith data check` also when it does not."""
     min_rows: int = Field(1_000, ge=1)
     """Rows that a task of generation wants; fewer make the dataset yellow, fewer than 100 red."""
     min_class_rows: int = Field(100, ge=1)
@@ -290,6 +290,9 @@ class DataConfig(Settings):
     on_near_overlap: Literal["report", "refuse", "drop_from_train"] = "report"
     """The same for prompts that are nearly equal. `report` names them in the sealed `findings.jsonl` and counts
     them."""
+    overlap_words: int | None = Field(None, ge=8, le=50)
+    """Also look for passages of so many words, such as 13, of the test and validation rows in the rows before them;
+    what is done about them says `on_near_overlap`. It reads every row once more, so it is off unless set."""
     near_similarity: float = Field(0.7, ge=0.5, le=1)
     """Jaccard similarity of words and word pairs from which longer prompts are nearly equal. Lower finds more
     rewording, and more that only look alike."""

@@ -64,5 +64,7 @@ class ExportConfig(Settings):
     """Private key (PEM, elliptic) that the sealed bundle is signed with; see `tunesmith sign --new-key`."""
     calibration_rows: int = Field(64, ge=1)
     """Training rows that forms with a calibration are made with."""
+    prune_layers: int | None = Field(None, ge=1)
+    """Layers that the form `pruned` leaves out; when not set: one in eight."""
     importance: bool = True
     """Weigh the columns of Q6_K, Q5_K_M, Q4_K_M and Q4_0 by what your training rows send there: closer, and slower to make."""

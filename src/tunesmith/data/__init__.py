@@ -4,7 +4,7 @@ from typing import Any
 
 from tunesmith.config import DataConfig
 from tunesmith.data.calls import build, mix_files, split_files
-from tunesmith.data.plan import DataPlan, plan_data, sources
+from tunesmith.data.plan import DataPlan, plan_data, sources, token_inputs
 from tunesmith.data.show import ShownRow, ShownToken, draw_rows, find_row, find_rows, show
 from tunesmith.data.stage import DataResult, run
 
@@ -24,6 +24,7 @@ __all__ = [
     "show",
     "sources",
     "split_files",
+    "token_inputs",
 ]
 
 _LATER = {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import Recipe, recipe_from
-from tunesmith.data.plan import sources
+from tunesmith.data.plan import sources, token_inputs
 from tunesmith.data.stage import DataResult, run
 from tunesmith.errors import ConfigError, DataError
-from tunesmith.store import Run
+from tunesmith.store import Run, storage_errors
 
 __all__ = ["build", "mix_files", "split_files"]
 
@@ -24,7 +24,7 @@ def build(
     """Read, check, clean, split and seal a recipe's rows.
 
     Args:
-        recipe: its sections `data` and `seed` are read.
+        recipe: its sections `data` and `seed` are read; and where it names a model, `model` and how long rows may be.
         place: a folder that is not there yet, or empty.
         resume: go on with an unfinished build of the same inputs.
         processes: worker processes; None for one a core where there is much to do. The result is the same.
@@ -35,8 +35,10 @@ def build(
     """
     folder = Path(place)
     inputs = {"seed": recipe.seed, "data": recipe.model_dump(mode="json")["data"]}
+    inputs |= token_inputs(recipe)
     parents = sources(recipe)
-    was_there = folder.is_dir()
+    with storage_errors(folder):
+        was_there = folder.is_dir()
     with Run.open(folder, "data", inputs=inputs, parents=parents, resume=resume) as at:
         try:
             return run(recipe, at, processes=processes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.config import Recipe, SampleSource
 from tunesmith.data.samples import load_sample
-from tunesmith.errors import ConfigError, EnvironmentProblem
+from tunesmith.errors import ConfigError, EnvironmentProblem, counted
 from tunesmith.telemetry import visible
 
 __all__ = ["CARD", "card", "card_facts"]
@@ -238,9 +238,9 @@ def _cleaning(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {_plain(rule)} | {counts.get(rule, 0)} | {changed.get(rule, 0)} |"
         yield "\nEach of these rows is in `dropped.jsonl` or `changed.jsonl` with its reason."
     if left_out["by_require"]:
-        yield f"\n{left_out['by_require']} rows were left out by data.require."
+        yield f"\nLeft out by data.require: {counted(left_out['by_require'], 'row')}."
     for split, n_rows in left_out["by_overlap"].items():
-        yield f"\n{n_rows} rows of {split} were left out because they repeat held-out prompts."
+        yield f"\nLeft out of {split} for repeating held-out prompts: {counted(n_rows, 'row')}."
 
 
 def _checks(report: Mapping[str, Any]) -> Iterator[str]:
@@ -248,8 +248,8 @@ def _checks(report: Mapping[str, Any]) -> Iterator[str]:
     if not score:
         return
     yield (
-        f"Score: {score['points']} of 100 ({score['colour']}), from {score['n_rows']} rows after the "
-        "rules that look at one row."
+        f"Score: {score['points']} of 100 ({score['colour']}), from the {counted(score['n_rows'], 'row')} that are "
+        "sealed."
     )
     if score["reasons"]:
         yield "\n| check | severity | findings | rows | points lost |\n|---|---|---|---|---|"

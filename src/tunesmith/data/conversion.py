@@ -15,13 +15,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
+from tunesmith.data.named import fields_in, idle_fields, once
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, Told, from_row, tell, to_row
 from tunesmith.data.schemas.slices import object_of
 from tunesmith.data.schemas.told import schema_named
 from tunesmith.data.tables import FORMS, TABLES, Columns, form_of, unfit_for_table, write_rows
-from tunesmith.errors import ConfigError, DataError
+from tunesmith.errors import ConfigError, DataError, counted
 from tunesmith.registry import nearest
 from tunesmith.store import storage_errors, writing
 
@@ -129,7 +130,7 @@ def convert(
         options: their schema and fields, where these are not to be told from the content.
 
     Raises:
-        ConfigError: the target's schema or form is unknown.
+        ConfigError: the target's schema or form is unknown, or a file is named twice.
         MissingError: a file is not there.
         DataError: rows are wrong, the schema cannot hold some (and there is no file for them), or
             `strict` and something would be lost. All are named or counted.
@@ -170,22 +171,27 @@ class _Work:
         self.target, self.options, self.made = target, options, made
         self.spool, self.rest = spool, rest
         self.columns = Columns()
+        self.told: list[Told] = []
+        self.named: set[str] = set()
         self.problems, self.unheld = Problems(), Problems()
 
     def take_all(self, files: Sequence[str | Path], form: str) -> None:
         """Read, convert and spool the rows of all files."""
-        from tunesmith.data.read import expand, open_source
+        from tunesmith.data.read import open_source
 
         named = [str(file) for file in files]
-        paths = [p for one in named for p in ([Path(one)] if one == STANDARD else expand([one]))]
+        paths = once([p for one in named for p in _files_of(one)])
         with _bar(paths) as advance:
             for path in paths:
                 self._take_file(open_source(path, form=form), advance())
+        for setting, why in idle_fields(self.options.mapping, self.told, self.named):
+            self.problems.add(setting, why)
 
     def _take_file(self, source: Source, advance: Callable[[int], None]) -> None:
         rows = source.rows(self.problems)
         head = list(islice(rows, HEAD_ROWS))
         told = tell(head, self.options)
+        self.told.append(told)
         if head and not told.schema:
             self.problems.add(source.name, told.why)
         n_rows = 0
@@ -205,6 +211,7 @@ class _Work:
         self.made.files.append({**facts, "rows": n_rows})
 
     def _take(self, raw: RawRow, told: Told) -> None:
+        self.named.update(fields_in(raw, self.options.mapping))
         row = to_row(raw, told, self.options, self.problems)
         if row is None:
             return
@@ -251,7 +258,7 @@ class _Work:
             self.made.lost[what] = Loss(seen.rows, seen.first, "")
         if self.target.strict and self.made.lost:
             lines = [
-                f"{what}: {loss.rows} rows, first {loss.first}"
+                f"{what}: {counted(loss.rows, 'row')}, first {loss.first}"
                 for what, loss in self.made.lost.items()
             ]
             raise DataError(
@@ -265,6 +272,12 @@ class _Work:
         self.spool.seek(0)
         for line in self.spool:
             yield line[:-1].decode()
+
+
+def _files_of(place: str) -> list[Path]:
+    from tunesmith.data.read import expand
+
+    return [Path(place)] if place == STANDARD else expand([place])
 
 
 @contextmanager

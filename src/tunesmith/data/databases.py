@@ -10,13 +10,17 @@ from pathlib import Path
 
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import Row
+from tunesmith.data.scripts import from_script
 from tunesmith.errors import DataError
 from tunesmith.store import Run, sha256_of_file
+from tunesmith.store.sqlite import QueryFailed, QueryRows, QueryRunner
 
 __all__ = ["changed", "check_databases", "check_row", "copy_databases", "make_databases"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MAGIC = b"SQLite format 3\0"
+CHECK_SECONDS = 300.0
+"""Longest time for the check of one database: every page of it is read."""
 
 
 def check_databases(databases: Mapping[str, Path], problems: Problems) -> None:
@@ -33,25 +37,27 @@ def check_databases(databases: Mapping[str, Path], problems: Problems) -> None:
         if log.is_file() and log.stat().st_size:
             problems.add(where, f"rows wait in {log.name}: close the program that writes them")
             continue
-        try:
-            n_tables = _n_tables(path)
-        except sqlite3.DatabaseError as error:
-            problems.add(where, f"damaged: {error}")
-            continue
-        if n_tables == 0:
-            problems.add(where, "it has no tables")
+        if why := _why_unfit(path):
+            problems.add(where, why)
 
 
-def _n_tables(path: Path) -> int:
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-    try:
-        rows = connection.execute("pragma quick_check").fetchall()
-        if rows != [("ok",)]:
-            raise sqlite3.DatabaseError(str(rows[0][0]))
-        query = "select count(*) from sqlite_master where type in ('table', 'view')"
-        return int(connection.execute(query).fetchone()[0])
-    finally:
-        connection.close()
+def _why_unfit(path: Path) -> str:
+    """What is wrong with a file; in a process of its own, since its CHECK constraints and columns may hold any SQL."""
+    with QueryRunner(CHECK_SECONDS) as runner:
+        checked = runner.run(path, "pragma quick_check(1)", max_rows=1, mode="verify")
+        listed = "select count(*) from sqlite_master where type in ('table', 'view')"
+        counted = runner.run(path, listed, max_rows=1)
+    for found in (checked, counted):
+        if isinstance(found, QueryFailed):
+            takes_long = found.kind == "time"
+            return (
+                f"its check was stopped: {found.error}" if takes_long else f"damaged: {found.error}"
+            )
+    assert isinstance(checked, QueryRows)
+    assert isinstance(counted, QueryRows)
+    if checked.rows != (("ok",),):
+        return f"damaged: {checked.rows[0][0]!s}"
+    return "" if counted.rows[0][0] else "it has no tables"
 
 
 def check_row(row: Row, names: Sequence[str], problems: Problems) -> None:
@@ -92,14 +98,19 @@ def copy_databases(databases: Mapping[str, Path], hashes: Mapping[Path, str], at
 
 
 def make_databases(scripts: Mapping[str, Path], at: Run) -> None:
-    """Make `databases/NAME.sqlite` from SQL scripts."""
+    """Make `databases/NAME.sqlite` from SQL scripts, each in a process of its own, within limits.
+
+    Raises:
+        DataError: a script cannot be read or run, or does not end.
+    """
     for name, script in scripts.items():
-        connection = sqlite3.connect(":memory:")
         try:
-            connection.executescript(script.read_text(encoding="utf-8"))
-            content = connection.serialize()
-        finally:
-            connection.close()
+            content = from_script(script)
+        except sqlite3.Error as error:
+            raise DataError(
+                f"the database {name} cannot be made of {script}: {error}",
+                fix="mend the script, or name a SQLite file",
+            ) from error
         with at.writing(_file(name)) as target:
             target.write_bytes(content)
 

@@ -10,17 +10,19 @@ from itertools import islice
 from pathlib import Path
 
 from tunesmith.data import databases
-from tunesmith.data.check import Checker, CheckOptions, Tally, tell_domains
-from tunesmith.data.intake import Intake, Piece, add_tally, finding_line
+from tunesmith.data.check import Checker, CheckOptions, tell_domains
+from tunesmith.data.intake import Intake, Piece
+from tunesmith.data.named import idle_fields
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.plan import DataPlan
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import open_source
 from tunesmith.data.rows import RawRow, Row
-from tunesmith.data.schemas import HEAD_ROWS, SCHEMAS, Options, Told, tell, to_row
+from tunesmith.data.schemas import HEAD_ROWS, Told, tell, to_row
 from tunesmith.data.split import SPLITS
 from tunesmith.data.spool import Digest, Spool, numpy
 from tunesmith.data.unreadable import Unread, fix_for
+from tunesmith.errors import counted
 from tunesmith.telemetry import progress
 
 __all__ = ["FIX", "FileFound", "Gathered", "gather"]
@@ -57,7 +59,6 @@ class Gathered:
     meta_fields: set[str] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
     checker: Checker = field(default_factory=lambda: Checker(CheckOptions()))
-    tally: Tally = field(default_factory=Tally)
 
 
 def gather(
@@ -85,17 +86,16 @@ def gather(
             _add(found, taken, spool)
             # A compressed file holds more than it is long.
             step = min(found.n_bytes // 1_000, bar.total - bar.done)
-            bar.advance(step, f"{taken.counts['read']:,} rows")
+            bar.advance(step, counted(taken.counts["read"], "row"))
         if taken.counts["rows"] >= _MANY:
             bar.print(f"data: {taken.counts['rows']:,} rows are read and are compared now")
     _refuse_mixed_kinds(taken)
-    _refuse_idle_fields(plan.options, taken)
+    told_of = [file.told for file in taken.files]
+    for setting, why in idle_fields(plan.options.mapping, told_of, taken.named):
+        taken.problems.add(setting, why)
     for file in taken.files:
         file.unread.refuse_most(str(file.path), taken.problems)
     taken.problems.raise_any(fix_for((file.unread for file in taken.files), FIX))
-    for one in taken.checker.closing():
-        taken.tally.add(one)
-        spool.add_side("findings", finding_line(one))
     spool.close()
     return taken
 
@@ -168,26 +168,10 @@ def _add(found: Digest, taken: Gathered, spool: Spool) -> None:
     taken.counts += found.counts
     taken.meta_fields |= found.meta_fields
     taken.named |= found.named
-    if found.checker is not None and found.tally is not None:
+    if found.checker is not None:
         taken.checker.merge(found.checker)
-        add_tally(taken.tally, found.tally)
     if not taken.problems.n_problems:  # Nothing will be sealed otherwise.
         spool.add(found)
-
-
-def _refuse_idle_fields(asked: Options, taken: Gathered) -> None:
-    """A field that is mapped and has no effect, as when its name is misspelled, would not be missed."""
-    told = [file.told for file in taken.files]
-    if not all(one.schema for one in told):
-        return  # Why no schema fits is said of the file.
-    schemas = dict.fromkeys(name for one in told for name in (one.schema, *one.others) if name)
-    for use, name in asked.mapping.items():
-        key = f"data.fields.{use}"
-        if not any(use in SCHEMAS[schema].uses for schema in schemas):
-            read = " and ".join(schemas)
-            taken.problems.add(key, f"rows that are read as {read} have no place for it")
-        elif name not in taken.named:
-            taken.problems.add(key, f"no row has a field {name!r}")
 
 
 def _refuse_mixed_kinds(taken: Gathered) -> None:

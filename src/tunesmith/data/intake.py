@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tunesmith.data.check import Checker, CheckOptions, Finding, Tally
+from tunesmith.data.check import Checker, CheckOptions, Finding
 from tunesmith.data.clean.cleaner import Cleaner
 from tunesmith.data.clean.plan import CleanPlan, Decision
 from tunesmith.data.clean.sets import exact_key
 from tunesmith.data.databases import check_row
+from tunesmith.data.named import fields_in
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import Chunk, parse_each
 from tunesmith.data.rows import BadRow, RawRow, Row
@@ -26,7 +27,7 @@ from tunesmith.data.spool import FACTS, Digest, numpy
 from tunesmith.data.unreadable import RULE
 from tunesmith.store import reach
 
-__all__ = ["Intake", "Piece", "add_tally", "digest", "finding_line", "side_line"]
+__all__ = ["Intake", "Piece", "digest", "finding_line", "side_line"]
 
 _SECONDS = re.compile(r"[0-9]{9,11}(\.[0-9]+)?")
 
@@ -110,20 +111,6 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def add_tally(tally: Tally, other: Tally) -> None:
-    """Add the counts of the rows that come after; the first findings of each check are kept."""
-    for mine, theirs in (
-        (tally.rows, other.rows),
-        (tally.whole, other.whole),
-        (tally.findings, other.findings),
-    ):
-        for key, count in theirs.items():
-            mine[key] = mine.get(key, 0) + count
-    for key, found in other.first.items():
-        kept = tally.first.setdefault(key, [])
-        kept += found[: tally.n_kept - len(kept)]
-
-
 class _Taking:
     """The rows of one chunk on their way."""
 
@@ -135,13 +122,14 @@ class _Taking:
         self._said: list[Said] = []
         self._changed: list[int] = []
         self._before: list[bytes] = []
+        self._findings: list[bytes] = []
+        self._found_in: list[int] = []
         self._sides: dict[str, list[bytes]] = {}
         self._numbers: list[tuple[Any, ...]] = []
         n_bytes = _n_bytes(piece.chunk)
         nothing = numpy().zeros(0, dtype=FACTS)
         self._checker = Checker(intake.check)
         self._cleaner = Cleaner(intake.clean) if intake.clean.does_something else None
-        self._tally = Tally()
         self._found = Digest(piece.file, n_bytes, b"", nothing, problems=self.problems)
 
     def take(self, raw: RawRow | BadRow) -> None:
@@ -151,9 +139,7 @@ class _Taking:
         if isinstance(raw, BadRow):
             self._leave_out(raw)
             return
-        found.named.update(
-            name for name in self.intake.options.mapping.values() if name in raw.fields
-        )
+        found.named.update(fields_in(raw, self.intake.options.mapping))
         row = read_row(raw, self.piece.told, self.intake.options)
         if isinstance(row, BadRow):
             self._leave_out(row)
@@ -182,7 +168,8 @@ class _Taking:
         if self.intake.sketches:
             found.sketches = sketch(self._said)
         found.changed, found.before = self._changed, b"".join(self._before)
-        found.checker, found.tally = self._checker, self._tally
+        found.checker = self._checker
+        found.findings, found.found_in = b"".join(self._findings), self._found_in
         found.unread.n_all = found.counts["read"]
         found.sides = {name: b"".join(lines) for name, lines in self._sides.items()}
         return found
@@ -222,8 +209,8 @@ class _Taking:
     def _look(self, row: Row) -> None:
         """Check a row that stays."""
         for found in self._checker.see(row):
-            self._tally.add(found)
-            self._side("findings", finding_line(found))
+            self._findings.append(finding_line(found))
+            self._found_in.append(len(self._rows))
 
     def _keep(self, raw: RawRow, row: Row) -> None:
         found, intake = self._found, self.intake

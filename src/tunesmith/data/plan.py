@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tunesmith.config import (
     DataConfig,
     FilesSource,
     MixSource,
+    ModelConfig,
     RandomSplit,
     Recipe,
     SampleSource,
@@ -22,14 +22,27 @@ from tunesmith.data.card import card_facts
 from tunesmith.data.check import CheckOptions
 from tunesmith.data.clean.plan import CleanPlan, plan_clean
 from tunesmith.data.mix import Mix, refuse_unknown
+from tunesmith.data.named import once
 from tunesmith.data.read import expand
 from tunesmith.data.samples import load_sample
 from tunesmith.data.schemas import Options, options_of
 from tunesmith.data.split import SPLITS
-from tunesmith.errors import ConfigError, MissingError, listed
-from tunesmith.store import Parent
+from tunesmith.errors import MissingError, counted, listed
+from tunesmith.store import Parent, sha256_of_file, sha256_of_json
 
-__all__ = ["DataPlan", "HoldOut", "RowFile", "plan_data", "sources"]
+__all__ = ["DataPlan", "HoldOut", "RowFile", "plan_data", "sources", "token_inputs"]
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""Files of a model's folder that decide what its tokens are."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,8 @@ class DataPlan:
         limits: split -> most rows.
         on_overlap: what to do with prompts that stand in two splits; None where that cannot be.
         on_near_overlap: the same for nearly equal prompts.
+        overlap_words: length of the passages that may not stand in two splits; None when none are looked for.
+        on_passages: what to do with them; as `on_near_overlap`.
         near_similarity: Jaccard similarity from which longer prompts are nearly equal.
         clean: rules that drop and change rows.
         check: what the checks look for.
@@ -95,6 +110,7 @@ class DataPlan:
         mix: how training rows are mixed.
         source_field: field that gets the name of a row's part of the mix.
         card: what the recipe says of its data, for the dataset's card.
+        model: in whose tokens rows are measured; None when the recipe names none.
     """
 
     source: str
@@ -109,6 +125,8 @@ class DataPlan:
     held_out: HoldOut = HoldOut()
     on_overlap: str | None = None
     on_near_overlap: str | None = None
+    overlap_words: int | None = None
+    on_passages: str | None = None
     near_similarity: float = 0.0
     clean: CleanPlan = field(default_factory=CleanPlan)
     check: CheckOptions = field(default_factory=CheckOptions)
@@ -116,6 +134,7 @@ class DataPlan:
     mix: Mix | None = None
     source_field: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
+    model: ModelConfig | None = None
 
     @property
     def all_files(self) -> tuple[Path, ...]:
@@ -140,7 +159,31 @@ def plan_data(recipe: Recipe) -> DataPlan:
         case SampleSource():
             made = _plan_sample(recipe, source)
     refuse_unread(recipe, "data")
-    return made
+    return replace(made, model=recipe.model if token_inputs(recipe) else None)
+
+
+def token_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What the lengths in tokens of a dataset depend on beside its files; nothing when the recipe names no model.
+
+    The same whether the model is on this disk or not: a dataset that was made before a download stays what it is.
+    """
+    model = recipe.model
+    if "base" not in model.model_fields_set:
+        return {}
+    found = model.model_dump(mode="json")
+    folder = Path(model.base).expanduser()
+    if folder.is_dir():
+        # The folder's name decides nothing, what is in it does.
+        # In a sealed merge or export the model lies one folder below.
+        places = [folder, folder / "model", folder / "merged"]
+        names = [place / name for place in places for name in TOKENIZER_FILES]
+        files = {path.name: sha256_of_file(path) for path in names if path.is_file()}
+        found["base"] = sha256_of_json(files)
+    limits = {
+        "max_row_tokens": recipe.train.max_row_tokens,
+        "on_long_row": recipe.train.on_long_row,
+    }
+    return {"model": found, **limits}
 
 
 def sources(recipe: Recipe) -> tuple[Parent, ...]:
@@ -173,6 +216,7 @@ def _plan_sample(recipe: Recipe, source: SampleSource) -> DataPlan:
         scripts=sample.scripts(),
         on_overlap="refuse",
         on_near_overlap=config.on_near_overlap,
+        **_passages(config),
         near_similarity=config.near_similarity,
         clean=_clean(config),
         card=card_facts(recipe),
@@ -200,6 +244,7 @@ def _plan_files(recipe: Recipe, source: FilesSource | MixSource) -> DataPlan:
         held_out=held_out,
         on_overlap=config.on_overlap if may_overlap else None,
         on_near_overlap=config.on_near_overlap if may_be_near else None,
+        **_passages(config),
         near_similarity=config.near_similarity,
         clean=_clean(config),
         card=card_facts(recipe),
@@ -214,33 +259,12 @@ def _row_files(source: FilesSource | MixSource) -> Iterable[RowFile]:
     """All files with rows: training files first, then those of the other splits."""
     if isinstance(source, MixSource):
         for part, paths in source.parts.items():
-            found = _once(expand(paths, split="train"), f"data.source.parts.{part}")
+            found = once(expand(paths, split="train"), f"data.source.parts.{part}")
             yield from (RowFile(path, "train", part) for path in found)
     for split in SPLITS[isinstance(source, MixSource) :]:
         paths = getattr(source, split)
-        found = _once(expand(paths, split=split), f"data.source.{split}")
+        found = once(expand(paths, split=split), f"data.source.{split}")
         yield from (RowFile(path, split) for path in found)
-
-
-def _once(paths: Sequence[Path], key: str) -> Sequence[Path]:
-    """The files, unless one stands there twice: its rows would too.
-
-    Raises:
-        ConfigError: names them.
-    """
-    seen: dict[str, Path] = {}
-    again: list[str] = []
-    for path in paths:
-        first = seen.setdefault(os.path.realpath(path), path)
-        if first is not path:
-            again.append(f"{path}" if path == first else f"{path}, which is {first}")
-    if again:
-        raise ConfigError(
-            f"{key} means a file twice: {'; '.join(again)}",
-            why="each of its rows would stand in the dataset twice",
-            fix="name it once, alone or by a pattern or folder; rows are weighted by a mix",
-        )
-    return paths
 
 
 def _held_out(recipe: Recipe, source: FilesSource | MixSource) -> HoldOut:
@@ -293,12 +317,14 @@ def _clean(config: DataConfig) -> CleanPlan:
     return replace(clean, against=tuple(expand(clean.against)))
 
 
+def _passages(config: DataConfig) -> dict[str, Any]:
+    """Whether passages are looked for across splits, and what is done about them."""
+    words = config.overlap_words
+    return {"overlap_words": words, "on_passages": config.on_near_overlap} if words else {}
+
+
 def _check(recipe: Recipe) -> CheckOptions:
-    """What the checks look for; not for duplicates where they are dropped after the rows were checked."""
-    asked = CheckOptions.of(recipe)
-    clean = recipe.data.clean
-    drops = "drop" in (clean.exact, clean.near)
-    return replace(asked, allow=asked.allow | {"duplicate"}) if drops else asked
+    return CheckOptions.of(recipe)
 
 
 def _check_files(config: DataConfig) -> tuple[Path, ...]:
@@ -315,7 +341,7 @@ def _refuse_missing(files: Sequence[Path]) -> None:
     ]
     if problems:
         raise MissingError(
-            f"{len(problems)} of the dataset's files cannot be read:\n{listed(problems)}",
+            f"{counted(len(problems), 'file')} of the dataset cannot be read:\n{listed(problems)}",
             why="paths in a recipe are relative to the recipe's folder, others to where you are",
             fix="correct the paths under data.source, data.databases, data.clean and data.check",
         )

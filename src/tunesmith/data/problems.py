@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.errors import DataError, listed
+from tunesmith.errors import DataError, counted, listed
 
 __all__ = ["OfRow", "Problems"]
 
@@ -36,9 +36,8 @@ class Problems:
         if not self.n_problems:
             return
         more = self.n_problems - len(self.lines)
-        noun = "problem" if self.n_problems == 1 else "problems"
         text = listed(self.lines, limit=self.SHOWN) + (f"\n  ... and {more} more" if more else "")
-        raise DataError(f"{self.n_problems} {noun} in the data:\n{text}", fix=fix)
+        raise DataError(f"{counted(self.n_problems, 'problem')} in the data:\n{text}", fix=fix)
 
 
 class OfRow(Problems):

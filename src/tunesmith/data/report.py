@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from tunesmith.data.appraisal import Appraisal
 from tunesmith.data.gather import FileFound, Gathered
 from tunesmith.data.plan import DataPlan
 from tunesmith.data.power import what_the_test_can_tell
@@ -15,7 +16,9 @@ from tunesmith.data.spool import Spool, numpy
 __all__ = ["report_of"]
 
 
-def report_of(plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool) -> dict[str, Any]:
+def report_of(
+    plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool, appraisal: Appraisal
+) -> dict[str, Any]:
     """What `report.json` says: counts, and where each row came from."""
     np = numpy()
     keys = spool.facts["prompt"][:, :8].copy().view("<u8")[:, 0]
@@ -44,10 +47,12 @@ def report_of(plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool) -
             "by_rule": dict(sorted(rules.items())),
         },
         "changed": _changed(settled, spool),
-        "score": _score(taken),
+        "score": _score(appraisal),
+        "tokens": appraisal.tokens,
         "rows_read": taken.counts["read"],
         "near_overlaps": {
             "checked": plan.on_near_overlap is not None,
+            "passages_of_words": plan.overlap_words,
             "found": len(settled.near),
             "first": [leak.described(spool) for leak in settled.near[:10]],
         },
@@ -59,9 +64,9 @@ def report_of(plan: DataPlan, taken: Gathered, settled: Settled, spool: Spool) -
     }
 
 
-def _score(taken: Gathered) -> dict[str, Any]:
+def _score(appraisal: Appraisal) -> dict[str, Any]:
     """The dataset's score, as JSON has it."""
-    found = taken.tally.score(taken.checker.n_rows).as_dict()
+    found = appraisal.score.as_dict()
     return {**found, "reasons": list(found["reasons"])}
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data import split as splitting
 from tunesmith.data.clean.sets import Rows, drops
 from tunesmith.data.mix import Share, mixed, shares
+from tunesmith.data.passages import Passages
 from tunesmith.data.plan import DataPlan
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Said, clusters, matches, said
 from tunesmith.data.split import LEFT_OUT, SPLITS, Units
 from tunesmith.data.spool import Spool, numpy
-from tunesmith.errors import DataError, listed
+from tunesmith.errors import DataError, counted, listed
 from tunesmith.store import reach
 
 if TYPE_CHECKING:
@@ -38,19 +39,22 @@ _BLOCK = 1 << 18
 class Leak:
     """A row whose prompt stands, equal or nearly, in a split that is to be judged or chosen by.
 
-    `splits` are the names of its own split and of the other's.
+    `splits` are the names of its own split and of the other's; `n_words` is the length of the passage that both hold,
+    0 where the prompts as a whole are equal or nearly so.
     """
 
     row: int
     held_out: int
     splits: tuple[str, str]
+    n_words: int = 0
 
     def described(self, spool: Spool) -> str:
         """Both places and the row's prompt; the other's too where it is another text."""
         mine, other = self.splits
         places = f"{spool.where(self.row)} ({mine}) = {spool.where(self.held_out)} ({other})"
         prompt, held_out = shown_prompt(spool, self.row), shown_prompt(spool, self.held_out)
-        return f"{places}: {prompt}" + ("" if prompt == held_out else f", {held_out}")
+        words = f"{counted(self.n_words, 'word')} in a row, " if self.n_words else ""
+        return f"{places}: {words}{prompt}" + ("" if prompt == held_out else f", {held_out}")
 
 
 def shown_prompt(spool: Spool, index: int) -> str:
@@ -120,6 +124,9 @@ def settle(plan: DataPlan, spool: Spool, benchmark: Sequence[Row] = ()) -> Settl
     if plan.on_near_overlap is not None and spool.sketches is not None:
         leaks = list(_nearly_equal(settled, plan, spool))
         _keep_apart(settled, spool, leaks, plan.on_near_overlap, near=True)
+    if plan.on_passages is not None:
+        leaks = list(_in_passages(settled, plan, spool))
+        _keep_apart(settled, spool, leaks, plan.on_passages, near=True)
     _limit(settled, plan)
     if plan.mix is not None:
         _mix(settled, plan, spool)
@@ -273,6 +280,24 @@ def _nearly_equal(settled: Settled, plan: DataPlan, spool: Spool) -> Iterator[Le
         held = np.concatenate([held, rows])
 
 
+def _in_passages(settled: Settled, plan: DataPlan, spool: Spool) -> Iterator[Leak]:
+    """Rows that hold a passage of a row of a later split and were not found by their prompts."""
+    np, n_words = numpy(), plan.overlap_words
+    if n_words is None:
+        return
+    known = {leak.row for leak in settled.near}
+
+    def rows_of(wanted: NDArray[Any]) -> Iterator[tuple[int, Row]]:
+        for index in np.flatnonzero(wanted).tolist():
+            yield index, spool.row(index)
+
+    for number in reversed(range(len(SPLITS) - 1)):
+        held = (settled.splits > number) & (settled.splits != LEFT_OUT)
+        for row, other in Passages(rows_of(held), n_words).find(rows_of(settled.splits == number)):
+            if row not in known:
+                yield replace(_leak(settled, row, other), n_words=n_words)
+
+
 def _keep_apart(
     settled: Settled, spool: Spool, leaks: list[Leak], policy: str, *, near: bool
 ) -> None:
@@ -282,29 +307,33 @@ def _keep_apart(
     if policy == "refuse":
         raise _overlap(spool, leaks, near=near)
     if policy == "report":
-        settled.near = leaks
+        settled.near += leaks
         return
     counts = settled.near_dropped if near else settled.overlaps
-    rule, how = ("near-overlap", "is nearly that of") if near else ("overlap", "is that of")
     for leak in leaks:
+        rule, how = ("near-overlap", "its prompt is nearly that of")
+        if leak.n_words:
+            rule, how = "passage-overlap", f"{leak.n_words} words in a row as in"
+        elif not near:
+            rule, how = "overlap", "its prompt is that of"
         counts[leak.splits[0]] += 1
         there = f"{spool.where(leak.held_out)} ({leak.splits[1]})"
-        settled.leave_out(leak.row, rule, f"its prompt {how} {there}")
+        settled.leave_out(leak.row, rule, f"{how} {there}")
 
 
 def _overlap(spool: Spool, leaks: list[Leak], *, near: bool) -> DataError:
-    nearly = "nearly " if near else ""
-    if len(leaks) == 1:
-        noun = "row almost shares its prompt" if near else "row shares its prompt"
-    else:
-        noun = "rows almost share their prompts" if near else "rows share their prompts"
+    one, more_of_them = ("row shares its prompt", "rows share their prompts")
+    if leaks[0].n_words:
+        one, more_of_them = ("row shares a passage", "rows share passages")
+    elif near:
+        one, more_of_them = ("row almost shares its prompt", "rows almost share their prompts")
     lines = [leak.described(spool) for leak in leaks[:_SHOWN]]
     more = f"\n  ... and {len(leaks) - _SHOWN} more" if len(leaks) > _SHOWN else ""
     return DataError(
-        f"{len(leaks)} {noun} with held-out rows:\n{listed(lines, limit=_SHOWN)}{more}",
+        f"{counted(len(leaks), one, more_of_them)} with held-out rows:\n{listed(lines, limit=_SHOWN)}{more}",
         why="a test on rows that were trained on measures memory, not skill",
         fix=f"remove them, or set data.on_{'near_' if near else ''}overlap to drop_from_train"
-        + ("" if not nearly else ", or to report to keep them"),
+        + (", or to report to keep them" if near else ""),
     )
 
 
@@ -334,6 +363,6 @@ def _mix(settled: Settled, plan: DataPlan, spool: Spool) -> None:
     settled.copies = np.ones(len(parts), dtype=np.int64)
     settled.copies[places] = drawn[places]
     for n, (name, share) in enumerate(settled.shares.items()):
-        reason = f"not drawn: {share.wanted} of {share.rows} rows of {name} are in the mix"
+        reason = f"not drawn: {share.wanted} of {counted(share.rows, 'row')} of {name} in the mix"
         for row in places[(drawn[places] == 0) & (parts[places] == n)].tolist():
             settled.leave_out(row, "mix", reason)

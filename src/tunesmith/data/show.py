@@ -15,7 +15,7 @@ from tunesmith.config import DataConfig, Recipe
 from tunesmith.data.look.places import RAW, Place, open_place
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import options_of
-from tunesmith.errors import MissingError
+from tunesmith.errors import MissingError, counted
 from tunesmith.registry import nearest
 from tunesmith.store import MANIFEST
 from tunesmith.telemetry import visible
@@ -132,7 +132,7 @@ class ShownRow:
         by_role = ", ".join(f"{n} {role}" for role, n in roles.items())
         if not self.tokens:
             return "no tokens"
-        return f"{len(self.tokens)} tokens ({by_role}); {self.n_trained} trained"
+        return f"{counted(len(self.tokens), 'token')} ({by_role}); {self.n_trained} trained"
 
 
 def _style(role: str) -> str:
@@ -182,7 +182,7 @@ def find_rows(
     if missing := sorted(wanted - found.keys()):
         raise MissingError(
             f"{place} has no row {missing[0]}",
-            why=f"it has {n_rows} rows",
+            why=f"it has {counted(n_rows, 'row')}",
             fix=f"choose a row from 1 to {n_rows}",
         )
     return [found[number] for number in numbers]

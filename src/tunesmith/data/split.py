@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.rows import Row
 from tunesmith.data.spool import numpy
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -231,6 +231,7 @@ def largest_remainder(total: int, shares: Sequence[float]) -> list[int]:
 def _cannot_split(units: Units, order: NDArray[np.int64], n_wanted: int, split: str) -> DataError:
     sizes = units.sizes[order]
     n_rows, largest = int(sizes.sum()), int(sizes.max(initial=0))
+    wanted = max(1, n_wanted)
     if n_wanted >= n_rows:
         why = "some rows must stay for training"
     elif len(order) < 2:
@@ -238,10 +239,11 @@ def _cannot_split(units: Units, order: NDArray[np.int64], n_wanted: int, split: 
     else:
         why = (
             f"rows with {units.made_by} stay on one side, and the largest of {len(order)} such groups "
-            f"has {largest} of the {n_rows} rows"
+            f"has {largest:,} of the {counted(n_rows, 'row')}"
         )
     return DataError(
-        f"{n_rows} rows in {len(order)} groups cannot be split: {max(1, n_wanted)} rows are wanted for {split}",
+        f"{counted(n_rows, 'row')} in {counted(len(order), 'group')} cannot be split: "
+        f"{counted(wanted, 'row')} {'is' if wanted == 1 else 'are'} wanted for {split}",
         why=why,
         fix=f"add rows, name a file as data.source.{split}, or change data.split (see docs/data/splitting.md)",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
+from tunesmith.data.check.finding import Finding
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import parse_sealed
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tunesmith.data.check import Checker, Tally
+    from tunesmith.data.check import Checker
 
 __all__ = ["FACTS", "Digest", "Spool", "numpy", "spooling"]
 
@@ -76,7 +77,9 @@ class Digest:
         rows: kept rows, one line of JSON each.
         facts: (rows,) of dtype `FACTS`.
         sketches: (rows, `WIDTH`), as `sketch` makes them, when they are asked for.
-        sides: file name -> lines for it: "dropped", "findings".
+        sides: file name -> lines for it: "dropped".
+        findings: what the checks found in single rows, a line of JSON each.
+        found_in: for each of them the place of its row among the kept ones.
         changed: places of the kept rows that a rule changed.
         before: two lines for each of them: the row as it came; rule and reason as a JSON object.
         counts: what -> number of rows; always "read", and one for each rule that dropped rows.
@@ -86,7 +89,6 @@ class Digest:
         meta_fields: names of the kept rows' other fields.
         named: those of the fields that the user mapped which stand in any row.
         checker: what the checks saw, to be merged in order.
-        tally: their findings about single rows, counted.
     """
 
     file: int
@@ -95,6 +97,8 @@ class Digest:
     facts: NDArray[Any]
     sketches: NDArray[np.uint32] | None = None
     sides: dict[str, bytes] = field(default_factory=dict)
+    findings: bytes = b""
+    found_in: list[int] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
     before: bytes = b""
     counts: Counter[str] = field(default_factory=Counter)
@@ -104,7 +108,6 @@ class Digest:
     meta_fields: set[str] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
     checker: Checker | None = None
-    tally: Tally | None = None
 
 
 class Spool:
@@ -128,6 +131,7 @@ class Spool:
         self._width = 0
         self._n_rows = 0
         self._changed = array("q")
+        self._found_in = array("q")
         self._files = ExitStack()
         self._reader: IO[bytes]
 
@@ -141,7 +145,9 @@ class Spool:
             reach("data-spool")
             self._write("rows", digest.rows)
             self._write("before", digest.before)
+            self._write("found", digest.findings)
             self._changed.extend(self._n_rows + place for place in digest.changed)
+            self._found_in.extend(self._n_rows + place for place in digest.found_in)
             self._n_rows += len(digest.facts)
             self._write("facts", digest.facts.tobytes())
             if digest.sketches is not None:
@@ -209,6 +215,14 @@ class Spool:
             for index in self._changed:
                 text = stream.readline().decode("utf-8", "surrogatepass").rstrip("\n")
                 yield index, text, json.loads(stream.readline())
+
+    def findings(self) -> Iterator[tuple[int, Finding]]:
+        """What the checks found in single rows, with each row's number, in the order of the rows."""
+        if not self._found_in:
+            return
+        with (self.folder / "found").open("rb") as stream:
+            for index, line in zip(self._found_in, stream, strict=True):
+                yield index, Finding(**json.loads(line))
 
     def side(self, name: str) -> Path | None:
         """A side file; None when nothing was written to it."""

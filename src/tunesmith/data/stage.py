@@ -16,15 +16,15 @@ from typing import IO, Any
 
 from tunesmith.config import Recipe
 from tunesmith.data import databases
+from tunesmith.data.appraisal import appraise
 from tunesmith.data.card import CARD, card
-from tunesmith.data.check import Finding
 from tunesmith.data.clean.against import benchmark_rows
 from tunesmith.data.gather import gather
-from tunesmith.data.intake import finding_line, side_line
+from tunesmith.data.intake import side_line
 from tunesmith.data.parallel import terminable
 from tunesmith.data.plan import DataPlan, plan_data
 from tunesmith.data.report import report_of
-from tunesmith.data.settle import Leak, Settled, settle, shown_prompt
+from tunesmith.data.settle import Settled, settle
 from tunesmith.data.split import LEFT_OUT, SPLITS
 from tunesmith.data.spool import Spool, spooling
 from tunesmith.errors import DataError, InterruptedRun
@@ -88,7 +88,8 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
         benchmark = benchmark_rows(plan.clean.against, plan.options)
         _refuse_changed([*plan.clean.against, *plan.check_files], hashes)
         settled = settle(plan, spool, benchmark)
-        report = report_of(plan, taken, settled, spool)
+        appraisal = appraise(plan, taken.checker, settled, spool)
+        report = report_of(plan, taken, settled, spool, appraisal)
         _write_rows(settled, spool, at)
     databases.copy_databases(plan.databases, hashes, at)
     databases.make_databases(plan.scripts, at)
@@ -131,8 +132,6 @@ def _write_rows(settled: Settled, spool: Spool, at: Run) -> None:
     """Write the spool out: `SPLIT.jsonl`, and a line for each row that is in none."""
     _account(settled, spool)
     copies = None if settled.copies is None else settled.copies.tolist()
-    for leak in settled.near:
-        spool.add_side("findings", finding_line(_finding(leak, spool)))
     with ExitStack() as stack:
         files: list[IO[bytes]] = []
         for name in SPLITS:
@@ -175,18 +174,3 @@ def _copy(found: Path | None, path: Path) -> None:
         path.touch()
     else:
         shutil.copyfile(found, path)
-
-
-def _finding(leak: Leak, spool: Spool) -> Finding:
-    """A nearly equal prompt in two splits, as the checks' findings are."""
-    mine, other = leak.splits
-    return Finding(
-        where=spool.where(leak.row),
-        check="near-overlap",
-        severity="warning",
-        field="",
-        value=shown_prompt(spool, leak.row),
-        what=f"its prompt in {mine} is nearly that of {spool.where(leak.held_out)} in {other}: "
-        + shown_prompt(spool, leak.held_out),
-        fix="leave it out with data.on_near_overlap=drop_from_train, or remove it",
-    )

@@ -19,7 +19,7 @@ from tunesmith.models.devices import device_name
 from tunesmith.models.load import BaseModel, load_tokenizer, resolve_base
 from tunesmith.store import Artifact
 
-__all__ = ["EvaluatePlan", "plan_evaluation", "prepare", "row_warnings"]
+__all__ = ["EvaluatePlan", "plan_evaluation", "prepare", "row_warnings", "usable"]
 
 _MAX_UNUSABLE = 0.1
 """Share of rows with a failing reference over which the set is refused."""
@@ -95,12 +95,21 @@ def prepare(plan: EvaluatePlan) -> tuple[list[Example], list[Unusable], list[str
     Raises:
         DataError: more than a tenth of the references fail.
     """
-    unusable, warnings = plan.task.prepare(plan.examples)
+    return usable(plan.task, plan.examples)
+
+
+def usable(task: Task, examples: list[Example]) -> tuple[list[Example], list[Unusable], list[str]]:
+    """The rows that a task can judge, those that it cannot, and warnings.
+
+    Raises:
+        DataError: more than a tenth of the references fail.
+    """
+    unusable, warnings = task.prepare(examples)
     if not unusable:
-        return plan.examples, [], warnings
+        return examples, [], warnings
     lines = [f"test.jsonl:{row.line}: {row.why}" for row in unusable]
-    count = f"{len(unusable)} of {len(plan.examples)} references cannot be judged"
-    if len(unusable) > _MAX_UNUSABLE * len(plan.examples):
+    count = f"{len(unusable)} of {len(examples)} references cannot be judged"
+    if len(unusable) > _MAX_UNUSABLE * len(examples):
         raise DataError(
             f"{count}:\n{listed(lines)}",
             why="no answer could be right there, so the figures would mean little",
@@ -108,7 +117,7 @@ def prepare(plan: EvaluatePlan) -> tuple[list[Example], list[Unusable], list[str
         )
     out = {row.line for row in unusable}
     warnings.append(f"{count} and are left out, the first: {lines[0]}")
-    return [e for e in plan.examples if e.line not in out], unusable, warnings
+    return [e for e in examples if e.line not in out], unusable, warnings
 
 
 def row_warnings(plan: EvaluatePlan, examples: Sequence[Example]) -> list[str]:

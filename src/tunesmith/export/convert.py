@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import logging
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import EnvironmentProblem, ModelError
-from tunesmith.export.forms import Sources
+from tunesmith.export.families import check_family, exact_context
+from tunesmith.export.gguf_tokenizer import rule_of, tokenizer_folder, with_rules
 from tunesmith.store import storage_errors
 
 __all__ = ["check_convertible", "open_converter", "to_gguf"]
@@ -30,15 +32,16 @@ _FAILURES = (
     AssertionError,
     RuntimeError,
     FileNotFoundError,
+    struct.error,
 )
 """What the converter raises for a model that it does not know how to write."""
 
 
 def check_convertible(folder: Path) -> None:
-    """Refuse an architecture that llama.cpp's converter does not know, before anything is written.
+    """Refuse what llama.cpp's converter does not know, or would lose, before anything is written.
 
     Raises:
-        ModelError: it is not known.
+        ModelError: the architecture is not known, or a setting of it is not kept.
         EnvironmentProblem: the converter is not installed.
     """
     conversion = _converter()
@@ -47,6 +50,7 @@ def check_convertible(folder: Path) -> None:
         with _silenced():
             name = conversion.get_model_architecture(config, conversion.ModelType.TEXT)
             conversion.get_model_class(name)
+            check_family(conversion.ModelBase.load_hparams(folder, False), folder)
     except (NotImplementedError, ValueError) as error:
         raise ModelError(
             f"the model in {folder} cannot be converted to GGUF",
@@ -55,28 +59,38 @@ def check_convertible(folder: Path) -> None:
         ) from error
 
 
-def open_converter(folder: Path) -> Any:
+def open_converter(
+    folder: Path, quantisation: Quantisation = "f32", target: Path | None = None, name: str = ""
+) -> Any:
     """The converter's own object for a model: its settings and, unread, its weights.
 
+    Args:
+        folder: config, safetensors weights and tokenizer.
+        quantisation: format of the matrices.
+        target: the file that its `write` makes.
+        name: what the file calls the model.
+
     Raises:
-        ModelError: the converter does not know this model.
+        ModelError: the converter does not know this model, or would lose a setting of it.
         EnvironmentProblem: the converter is not installed.
     """
     import gguf
 
     conversion = _converter()
-    try:
-        with _silenced():
-            hparams = conversion.ModelBase.load_hparams(folder, False)
-            architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
-            kind = conversion.get_model_class(architecture)
-            return kind(folder, gguf.LlamaFileType.ALL_F32, folder / "unwritten.gguf")
-    except _FAILURES as error:
-        raise ModelError(
-            f"the model in {folder} cannot be converted to GGUF",
-            why=f"llama.cpp's converter raised {type(error).__name__}: {error}",
-            fix="leave the GGUF forms out: --set 'export.forms=[adapter, merged]'",
-        ) from error
+    kinds = {
+        "f32": gguf.LlamaFileType.ALL_F32,
+        "f16": gguf.LlamaFileType.MOSTLY_F16,
+        "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    }
+    with _refusing(folder, quantisation), _silenced():
+        hparams = conversion.ModelBase.load_hparams(folder, False)
+        architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+        kind = conversion.get_model_class(architecture)
+        check_family(hparams, folder)
+        place = target or folder / "unwritten.gguf"
+        converter = kind(folder, kinds[quantisation], place, model_name=name or None)
+    _limit_context(converter, exact_context(hparams))
+    return converter
 
 
 def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -> None:
@@ -93,21 +107,27 @@ def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -
         EnvironmentProblem: the converter is not installed.
         StorageError: the disk refuses.
     """
-    import gguf
     import torch
 
-    conversion = _converter()
-    kinds = {
-        "f32": gguf.LlamaFileType.ALL_F32,
-        "f16": gguf.LlamaFileType.MOSTLY_F16,
-        "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    }
+    converter = open_converter(source, quantisation, target, name)
+    with (
+        _refusing(source, quantisation),
+        storage_errors(target),
+        _silenced(),
+        torch.inference_mode(),
+        tokenizer_folder(source) as folder,
+    ):
+        _take_tokenizer(converter, folder)
+        try:
+            converter.write()
+        finally:
+            converter.gguf_writer.close()
+
+
+@contextmanager
+def _refusing(source: Path, quantisation: Quantisation) -> Iterator[None]:
     try:
-        with storage_errors(target), _silenced(), torch.inference_mode():
-            hparams = conversion.ModelBase.load_hparams(source, False)
-            architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
-            kind = conversion.get_model_class(architecture)
-            kind(source, kinds[quantisation], target, model_name=name).write()
+        yield
     except (*_FAILURES, SystemExit) as error:
         raise ModelError(
             f"{source} cannot be converted to GGUF ({quantisation})",
@@ -116,16 +136,23 @@ def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -
         ) from error
 
 
-def write_f16(sources: Sources, target: Path) -> dict[str, Any]:
-    """The form `gguf-f16`; see `forms.Writer`."""
-    to_gguf(sources.merged, target, "f16", sources.name)
-    return {}
+def _limit_context(converter: Any, limit: int | None) -> None:
+    """What the file calls its context length is at most `limit`."""
+    if limit is not None:
+        add = converter.gguf_writer.add_context_length
+        converter.gguf_writer.add_context_length = lambda length: add(min(length, limit))
 
 
-def write_q8_0(sources: Sources, target: Path) -> dict[str, Any]:
-    """The form `gguf-q8_0`; see `forms.Writer`."""
-    to_gguf(sources.merged, target, "q8_0", sources.name)
-    return {}
+def _take_tokenizer(converter: Any, folder: Path) -> None:
+    """Let the converter read the tokenizer from `folder`, by the rules that stand there."""
+    converter.dir_model = folder
+    converter.get_vocab_base_pre = with_rules(converter.get_vocab_base_pre, folder)
+    if not (folder / "tokenizer.model").is_file() and rule_of(folder) is not None:
+        # Phi-4 has Phi-3's architecture and a byte-level tokenizer. The converter tells it by the
+        # name of a class that transformers no longer has.
+        converter.set_vocab = {"Phi3MiniModel": converter._set_vocab_gpt2}.get(
+            type(converter).__name__, converter.set_vocab
+        )
 
 
 def _converter() -> Any:

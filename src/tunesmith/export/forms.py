@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tunesmith.engine import Backend
+    from tunesmith.export.reference import Given
     from tunesmith.models.chat import ChatRenderer
     from tunesmith.models.load import BaseModel
     from tunesmith.store import Artifact
@@ -59,7 +60,12 @@ class Limits:
         """These limits with those that a recipe sets in their place."""
         if config is None:
             return self
-        wanted = {name: getattr(config, name) for name in asdict(self)}
+        wanted = {
+            "greedy_agreement": config.greedy_agreement,
+            "mean_kl": config.mean_kl,
+            "perplexity_ratio": config.perplexity_ratio,
+            "max_abs_dlogit": config.max_abs_dlogit,
+        }
         return Limits(**asdict(self) | {k: v for k, v in wanted.items() if v is not None})
 
 
@@ -81,6 +87,7 @@ class Sources:
         scratch: folder for what several forms share; it survives a resume.
         calibration: training rows as token ids, prompt and answer.
         config: the recipe's section.
+        validation: the answers of validation rows, for forms that say their loss.
     """
 
     merged: Path
@@ -91,6 +98,7 @@ class Sources:
     scratch: Path
     calibration: tuple[tuple[int, ...], ...]
     config: ExportConfig = field(repr=False)
+    validation: Given | None = None
 
 
 Writer = Callable[[Sources, Path], Mapping[str, Any]]

@@ -23,7 +23,14 @@ from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
 from tunesmith.export.plan import ExportPlan, check_space, plan_export
 from tunesmith.export.reference import Reference, open_reference, record_reference
 from tunesmith.models.adapters import load_trained
-from tunesmith.store import Artifact, Run, signatures, storage_errors
+from tunesmith.store import (
+    Artifact,
+    Run,
+    flush_to_disk,
+    reach,
+    signatures,
+    storage_errors,
+)
 from tunesmith.telemetry import Bar, progress
 
 __all__ = ["ExportResult", "run", "sign_sealed"]
@@ -69,7 +76,8 @@ def run(
     """
     plan = plan_export(recipe, dataset, trained, report)
     check_space(plan, at, len(plan.renderer.tokenizer))
-    with _resumable(), progress("Export", 2 * len(plan.limits) + 2, unit="parts") as bar:
+    parts = 2 * len(plan.limits) + 2
+    with _resumable(), storage_errors(at.dir), progress("Export", parts, unit="parts") as bar:
         reference, sources = _prepare(plan, at, bar), _sources(plan, at)
         _write(plan, at, sources, bar)
         measured = _certify(plan, at, Expected(sources, reference), bar)
@@ -101,12 +109,14 @@ def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
         model = load_trained(plan.trained, plan.base, torch.float32)
         if reference is None:
             bar.advance(0, "reference answers")
+            reach("export-reference")
             reference = record_reference(
                 model, plan.renderer, plan.prompts, given, plan.answer_tokens, at, lambda: None
             )
         bar.advance(1, "merging in float32")
         if not merged:
             with _whole_folder(at, MERGED) as folder:
+                reach("export-merge")
                 weights.save_merged(weights.merge(model), plan.renderer, folder)
         del model
         gc.collect()
@@ -127,6 +137,7 @@ def _sources(plan: ExportPlan, at: Run) -> Sources:
         scratch=shared,
         calibration=plan.calibration,
         config=plan.config,
+        validation=plan.validation,
     )
 
 
@@ -149,15 +160,18 @@ def _is_whole(at: Run, form: Form) -> bool:
 def _write_form(form: Form, at: Run, sources: Sources) -> None:
     """A form under its name when it is whole, after its facts."""
     path, write = PATHS[form], KINDS[form].writer()
+    reach("export-form")
     if path.endswith(".gguf"):
         with at.writing(path) as temporary:
             facts = write(sources, temporary)
             at.write_json(f"{FACTS}/{form}.json", facts)
+            reach("export-facts")
     else:
         shutil.rmtree(at.dir / path, ignore_errors=True)
         with _whole_folder(at, path) as folder:
             facts = write(sources, folder)
             at.write_json(f"{FACTS}/{form}.json", facts)
+            reach("export-facts")
 
 
 @contextmanager
@@ -175,6 +189,9 @@ def _whole_folder(at: Run, name: str) -> Iterator[Path]:
         with storage_errors(target):
             temporary.mkdir(parents=True)
             yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    flush_to_disk(file)
             os.replace(temporary, target)
     except SafetensorError as error:
         # The writer of safetensors files reports the disk's refusal as its own error.
@@ -196,12 +213,14 @@ def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Fo
     problems: dict[Form, str] = {}
     for form, limits in plan.limits.items():
         bar.advance(0, f"proving {form}")
+        reach("export-prove")
         found = _measured_before(at, form, limits)
         try:
             measured[form] = found or measure(form, at.dir, expected, limits)
             at.write_json(f"{MEASURED}/{form}.json", asdict(measured[form]))
         except ParityError as error:
             problems[form] = error.what
+        reach("export-proved")
         gc.collect()
         bar.advance(1)
     at.write_json("scratch/parity.json", _certificate(plan, at, measured) | {"problems": problems})
@@ -267,6 +286,7 @@ def sign_sealed(config: ExportConfig, artifact: Artifact) -> None:
     Also for a bundle that was sealed before, by a run that ended before it could sign or had no key.
     """
     if config.signing_key is not None and not signatures.is_signed(artifact.dir):
+        reach("export-sign")
         signatures.sign(artifact.dir, Path(config.signing_key).expanduser())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
+from tunesmith.models.files import refuse_damaged_safetensors
 from tunesmith.models.load import BaseModel, load_model, quiet_transformers
 from tunesmith.store import Artifact
 
@@ -63,6 +64,14 @@ def put_adapter(model: Any, folder: Path) -> Any:
     """
     from safetensors import SafetensorError
 
+    refuse_damaged_safetensors(folder, f"the adapter in {folder} cannot be put on its base")
+    if not (folder / "adapter_model.safetensors").is_file():
+        # PEFT would unpickle an adapter_model.bin instead.
+        raise ModelError(
+            f"the adapter in {folder} cannot be put on its base: it has no adapter_model.safetensors",
+            why="only safetensors weights are read: pickled ones can run code when loaded",
+            fix="restore the file, or save the adapter again with safe_serialization=True",
+        )
     with quiet_transformers():
         from peft import PeftModel
 
@@ -70,6 +79,8 @@ def put_adapter(model: Any, folder: Path) -> Any:
         with warnings.catch_warnings():
             # PEFT reads an attribute that transformers has renamed: no concern of the user's.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # A merge gives head and embedding a matrix each when an adapter changes one of them.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             put = PeftModel.from_pretrained(
                 model, folder, autocast_adapter_dtype=True, local_files_only=True
             )

@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.errors import ModelError, listed
 from tunesmith.store import Artifact
 
-__all__ = ["ChatRenderer", "Rendered", "Role", "turns_of"]
+__all__ = ["ChatRenderer", "Rendered", "Role", "Size", "turns_of"]
 
 Message = Mapping[str, Any]
 Role = str
@@ -58,6 +58,21 @@ class Rendered:
     roles: tuple[Role, ...]
     trained: tuple[bool, ...]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a conversation is, without its tokens.
+
+    Attributes:
+        n_tokens: as many as `Rendered.token_ids`.
+        n_trained: those of them that the loss counts.
+        stops: whether the last of these ends an answer.
+    """
+
+    n_tokens: int
+    n_trained: int
+    stops: bool
 
 
 @dataclass(frozen=True)
@@ -191,6 +206,51 @@ class ChatRenderer:
         text = "".join(piece.text for piece in pieces)
         return Rendered(tuple(token_ids), tuple(roles), tuple(trained), text)
 
+    def measure(
+        self, conversations: Sequence[Sequence[Message]], *, for_answer: bool = False
+    ) -> list[Size | ModelError]:
+        """The sizes of what `render` gives, in half of its time or less: texts are cut together.
+
+        A conversation that `render` would refuse has its refusal in the list.
+        """
+        found: list[list[_Piece] | ModelError] = []
+        for messages in conversations:
+            try:
+                pieces = self._pieces(messages, for_answer=for_answer)
+                found.append([piece for piece in pieces if piece.text])
+            except ModelError as error:
+                found.append(error)
+        every = [piece for one in found if isinstance(one, list) for piece in one]
+        known = {
+            (literal, text): ids
+            for literal in (False, True)
+            for text, ids in self._cut([p.text for p in every if p.literal is literal], literal)
+        }
+        return [
+            one
+            if isinstance(one, ModelError)
+            else self._size([(known[piece.literal, piece.text], piece.trained) for piece in one])
+            for one in found
+        ]
+
+    def _cut(self, texts: Sequence[str], literal: bool) -> Iterator[tuple[str, list[int]]]:
+        """Each different text with its tokens; as `_encode`, of many at once and without places."""
+        different = list(dict.fromkeys(texts))
+        if different:
+            encoded = self.tokenizer(
+                different,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                split_special_tokens=literal,
+            )
+            yield from zip(different, encoded["input_ids"], strict=True)
+
+    def _size(self, pieces: Sequence[tuple[list[int], bool]]) -> Size:
+        trained = [ids for ids, is_trained in pieces if is_trained and ids]
+        n_trained = sum(map(len, trained))
+        stops = bool(trained) and trained[-1][-1] in self.stop_ids
+        return Size(sum(len(ids) for ids, _ in pieces), n_trained, stops)
+
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens to generate an answer from."""
         return self.render(messages, for_answer=True).token_ids
@@ -244,7 +304,12 @@ class ChatRenderer:
                 pending.append(message)
                 continue
             opened = self._prefix(messages[:index], whole, for_answer=True)
-            closed = self._prefix(messages[: index + 1], whole, for_answer=False)
+            is_last = index + 1 == len(messages) and not for_answer
+            closed = (
+                len(whole)
+                if is_last
+                else self._prefix(messages[: index + 1], whole, for_answer=False)
+            )
             pieces += self._prompt(whole[done:opened], pending)
             answer = self._answer(whole[opened:closed], message)
             pieces += answer

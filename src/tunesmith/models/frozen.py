@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
+from tunesmith.models.files import refuse_damaged_safetensors
 from tunesmith.models.load import BaseModel, load_model, quiet_transformers
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def load_frozen(base: BaseModel, dtype: torch.dtype, prepare: Prepare | None = N
     Raises:
         ModelError: unknown architecture, or damaged or missing weights.
     """
+    refuse_damaged_safetensors(base.dir, f"the model in {base.dir} cannot be loaded")
     files = _tensor_files(base.dir)
     model = _skeleton(base.dir, dtype)
     if files is None or not _is_streamable(model, files, dtype):

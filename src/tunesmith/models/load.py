@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.config import ModelConfig
 from tunesmith.errors import MissingError, ModelError
 from tunesmith.models import embedded
-from tunesmith.store import Parent, sha256_of_file
+from tunesmith.models.files import refuse_damaged_gguf, refuse_damaged_safetensors
+from tunesmith.store import MANIFEST, Artifact, Parent, sha256_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def resolve_base(config: ModelConfig) -> BaseModel:
     if path.suffix == ".gguf" and path.is_file():
         return _local(path.stem, embedded.dequantised(path).dir / "model")
     if path.is_dir():
-        return _local(path.name, path)
+        return _local(path.name, _model_in(path))
     if HUB_ID.match(base) and not base.endswith(".gguf"):
         return _local(base, _download(config))
     raise MissingError(
@@ -102,6 +103,19 @@ def base_on_disk(config: ModelConfig) -> BaseModel | None:
         return _local(config.base, _snapshot(config, only_local=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def _model_in(folder: Path) -> Path:
+    """A model's folder; of a sealed full training, merge or export the one that its model lies in, checked.
+
+    Raises:
+        ArtifactError: a sealed file is not what was sealed.
+    """
+    if (folder / "config.json").is_file() or not (folder / MANIFEST).is_file():
+        return folder
+    sealed = Artifact.open(folder)
+    names = [name for name in ("model", "merged") if f"{name}/config.json" in sealed.files]
+    return sealed.folder(names[0]) if names else folder
 
 
 def _local(name: str, folder: Path) -> BaseModel:
@@ -194,6 +208,7 @@ def load_model(base: BaseModel | Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = base if isinstance(base, Path) else base.dir
+    refuse_damaged_safetensors(folder, f"the model in {folder} cannot be loaded")
     try:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -230,6 +245,7 @@ def read_gguf(path: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
+        refuse_damaged_gguf(path)
         # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
         with quiet_transformers(), redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,26 @@ def _disk_errors() -> tuple[type[Exception], ...]:
 
 
 def _is_about(error: Exception, path: Path) -> bool:
-    """Whether what is missing is a part of `path`, or a folder beside or below it: a block may read other files too."""
+    """Whether what is missing is a part of `path`, or a folder beside or below it: a block may read other files too.
+
+    What is written for `path` under another name is about it where no file can be made, as in `/proc`.
+    """
     if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
         return True
     missing = Path(error.filename)
     is_near = path.parent in missing.parents and not missing.parent.is_dir()
+    if missing.parent == path.parent and missing.name.startswith(f".{path.name}."):
+        return not _can_be_made(missing)
     return is_near or missing in (path, *path.parents)
+
+
+def _can_be_made(file: Path) -> bool:
+    try:
+        file.touch()
+    except OSError:
+        return False
+    file.unlink()
+    return True
 
 
 def _number_of(error: Exception) -> int:
@@ -140,9 +154,16 @@ def writing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
             flush_to_disk(path.parent)
     finally:
-        # Below a file there is nothing to remove, and the block's own error is the one to tell.
-        with suppress(NotADirectoryError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a file that need not be there. Where none can be, the error of the block is the one to tell."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from tunesmith.cli.lazy import LazyGroup
@@ -79,7 +81,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name -> where it is, and its one line of help."""
 
 
-@click.group(cls=LazyGroup, table=COMMANDS)
+class _Room(LazyGroup):
+    """The table; SIGTERM ends each of its commands as Ctrl-C does, so that no half file stays."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        from tunesmith.data.parallel import terminable
+
+        with terminable():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Room, table=COMMANDS)
 def data() -> None:
     """From any file to a sealed, clean dataset.
 

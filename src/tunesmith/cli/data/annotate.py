@@ -14,6 +14,7 @@ from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.lazy import LazyGroup
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, table
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.data.annotate import Imported
@@ -85,7 +86,9 @@ def export(
     if asked["as_json"]:
         print_json({"as": made.form, "tasks": len(made.tasks), "out": out, "config": config})
     else:
-        note(f"{len(made.tasks)} tasks ({made.form}) in {out}, the interface in {config}")
+        note(
+            f"{counted(len(made.tasks), 'task')} ({made.form}) in {out}, the interface in {config}"
+        )
 
 
 @click.command("import")
@@ -148,7 +151,7 @@ def import_(
 def _tell(made: Imported, out: Path, side: Path) -> None:
     found = made.agreement
     note(
-        f"{len(made.rows)} rows in {out} ({made.n_annotated} annotated, {len(made.changed)} changed), "
+        f"{counted(len(made.rows), 'row')} in {out} ({made.n_annotated} annotated, {len(made.changed)} changed), "
         f"{len(made.dropped)} dropped; as they were: {side}"
     )
     figures = [

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import database_option, databases_of, refuse_overwriting
+from tunesmith.cli.data.growing import (
+    database_option,
+    databases_of,
+    refuse_overwriting,
+    refuse_stdout,
+)
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -72,6 +78,7 @@ def augment(
 
     if as_json and out == "-":
         raise click.UsageError("--json and the rows would both go to stdout: name a file by --out")
+    refuse_stdout(side=asked["side"], databases_out=asked["databases_out"])
     for target in (out, asked["side"]):
         refuse_overwriting([*files, *asked["held_out"]], target)
     reading.refuse_sealed(*files)
@@ -177,7 +184,7 @@ def _write_side(lines: Sequence[str], out: str, side: str | None) -> str | None:
 def _tell(counts: dict[str, Any], out: str) -> None:
     by = ", ".join(f"{n} by {rule}" for rule, n in counts["made_by"].items())
     to = "stdout" if out == "-" else out
-    note(f"{counts['rows']} rows, {counts['made']} new ({by or 'none'}), to {to}")
+    note(f"{counted(counts['rows'], 'row')}, {counts['made']} new ({by or 'none'}), to {to}")
     for entry in counts["reasons"][:10]:
         note(f"  not made by {entry['rule']}: {entry['rows']} times: {entry['reason']}")
     if len(counts["reasons"]) > 10:

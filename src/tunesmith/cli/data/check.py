@@ -13,6 +13,7 @@ from tunesmith.cli.data.growing import refuse_overwriting
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import Asked, json_option
 from tunesmith.cli.screen import note, print_json, print_rich, table, where
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +187,7 @@ def _print(result: CheckResult, every: list[Finding] | None) -> None:
         why = "" if schema == "unknown" else f" ({result.told_by[file]})"
         click.echo(visible(f"{file}: {schema} rows{why}"))
     told = ", ".join(sorted({d for d in result.domains.values() if d not in ("none", "auto")}))
-    head = f"{result.n_rows:,} rows" + (f", answers in {told}" if told else "")
+    head = counted(result.n_rows, "row") + (f", answers in {told}" if told else "")
     if result.n_unusable:
         head += f", {result.n_unusable:,} of them unusable"
     if result.n_left_out:
@@ -249,5 +250,5 @@ def _fail_if_strict(result: CheckResult, *, errors: bool, warnings: bool) -> Non
     n_errors, n_warnings = result.tally.count("error"), result.tally.count("warning")
     n_found = (n_errors if errors or warnings else 0) + (n_warnings if warnings else 0)
     if n_found:
-        note(f"strict: {n_errors} errors, {n_warnings} warnings")
+        note(f"strict: {counted(n_errors, 'error')}, {counted(n_warnings, 'warning')}")
         click.get_current_context().exit(DataError.exit_code)

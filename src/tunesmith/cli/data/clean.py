@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunesmith.cli.data.growing import refuse_stdout
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import Asked, json_option, processes_option
 from tunesmith.cli.screen import console, note, print_json, table, where
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
@@ -120,6 +122,7 @@ def clean(
         )
     if sides and out != _STANDARD:
         raise click.UsageError("--sides goes with --out -; without it all files go to --out")
+    refuse_stdout(sides=sides)
     recipe, places = _asked(files, sets, rules, reading)
     plan_clean(recipe.data.clean)
     refuse_unread(recipe, "data.clean")
@@ -221,9 +224,10 @@ def _training_files(recipe: Recipe) -> tuple[str, ...]:
 def _tell(result: CleanResult) -> None:
     """How files were read, and counts by rule with an example each, on stderr: stdout may carry the rows."""
     for file in result.files[:_SHOWN_FILES]:
-        note(f"{file['path']}: {file['rows']} {file['schema']} rows ({file['why']})")
+        read = counted(file["rows"], f"{file['schema']} row")
+        note(f"{file['path']}: {read} ({file['why']})")
     if len(result.files) > _SHOWN_FILES:
-        note(f"... and {len(result.files) - _SHOWN_FILES} more files")
+        note(f"... and {counted(len(result.files) - _SHOWN_FILES, 'more file')}")
     rows = [
         (action, rule, count, "; ".join(f"{at}: {why}" for at, why in result.examples[rule][:1]))
         for action, counts in (("dropped", result.dropped), ("changed", result.changed))
@@ -232,6 +236,6 @@ def _tell(result: CleanResult) -> None:
     if rows:
         table(("what", "rule", "rows", "for example"), rows, right=(2,), to=console(stderr=True))
     note(
-        f"{result.rows_in} rows in = {result.rows_out} out + {sum(result.dropped.values())} dropped; "
+        f"{counted(result.rows_in, 'row')} in = {result.rows_out} out + {sum(result.dropped.values())} dropped; "
         f"{result.rows_changed} of those out were changed"
     )

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.growing import refuse_overwriting, refuse_stdout
 from tunesmith.cli.data.reading import Reading, complete_schema, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.data.conversion import Conversion
@@ -74,6 +75,7 @@ def convert(files: tuple[str, ...], reading: Reading, as_json: bool, **target: A
     from tunesmith.data.conversion import convert as run
 
     asked = Target(**target)
+    refuse_stdout(rest=asked.rest)
     for place in (asked.out, asked.rest or None):
         refuse_overwriting(files, place)
     if as_json and asked.out == STANDARD:
@@ -88,15 +90,17 @@ def convert(files: tuple[str, ...], reading: Reading, as_json: bool, **target: A
 def _tell(made: Conversion, out: str, rest: str) -> None:
     for file in made.files:
         path = "stdin" if file["path"] == "-" else file["path"]
-        note(f"{path}: {file['rows']} rows, read as {file['schema']} ({file['why']})")
+        note(f"{path}: {counted(file['rows'], 'row')}, read as {file['schema']} ({file['why']})")
         named = [f"{use} = {name}" for use, name in file["mapping"].items() if use != name]
         if named:
             note(f"      fields: {', '.join(named)}")
     for what, loss in made.lost.items():
-        note(f"lost: {what}, in {loss.rows} rows, first {loss.first}")
+        note(f"lost: {what}, in {counted(loss.rows, 'row')}, first {loss.first}")
         if loss.example:
             note(f"      {loss.example}")
     if made.rest:
-        note(f"left out: {made.rest} rows that {made.schema} cannot hold, in {rest}")
+        note(f"left out: {counted(made.rest, 'row')} that {made.schema} cannot hold, in {rest}")
     where = "stdout" if out == "-" else out
-    note(f"written: {made.written} of {made.read} rows as {made.schema} ({made.form}) to {where}")
+    note(
+        f"written: {made.written} of {counted(made.read, 'row')} as {made.schema} ({made.form}) to {where}"
+    )

@@ -10,6 +10,7 @@ from tunesmith.cli.data.places import resolve, sets_option
 from tunesmith.cli.data.reading import reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import console, note, print_json, table
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -71,7 +72,7 @@ def _print(found: Difference, limit: int) -> None:
         f"{len(found.added):,} added"
     )
     for way, n in found.moved.items():
-        click.echo(f"moved {way}: {n:,} rows")
+        click.echo(f"moved {way}: {counted(n, 'row')}")
     for change in found.changed[:limit]:
         _show(_changed(change))
     for sign, gone in (("-", found.removed), ("+", found.added)):
@@ -79,7 +80,7 @@ def _print(found: Difference, limit: int) -> None:
             _show(_whole(sign, row))
     hidden = sum(max(0, len(rows) - limit) for rows in (found.changed, found.removed, found.added))
     if hidden:
-        note(f"{hidden:,} more rows are not shown: see --limit and --json")
+        note(f"not shown: {counted(hidden, 'more row')}: see --limit and --json")
 
 
 def _show(text: Text) -> None:

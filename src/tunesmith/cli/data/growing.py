@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-__all__ = ["database_option", "databases_of", "refuse_overwriting"]
+__all__ = ["database_option", "databases_of", "refuse_overwriting", "refuse_stdout"]
 
 database_option = click.option(
     "--database",
@@ -33,6 +33,21 @@ def databases_of(pairs: Sequence[str]) -> dict[str, Path]:
             )
         found[name] = Path(file)
     return found
+
+
+def refuse_stdout(**targets: str | Path | None) -> None:
+    """Stop where stdout is named for what goes beside the rows.
+
+    Args:
+        targets: an option's name, with _ for - -> what it was given.
+
+    Raises:
+        UsageError: one is `-`.
+    """
+    for name, target in targets.items():
+        if str(target) == "-":
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} - is no place: only rows go to stdout, name a file")
 
 
 def refuse_overwriting(files: Sequence[str], out: str | None) -> None:

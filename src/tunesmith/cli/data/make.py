@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.growing import refuse_overwriting, refuse_stdout
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, where
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.data.make import Made
@@ -18,7 +22,29 @@ if TYPE_CHECKING:
 __all__ = ["make"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_FROM = click.argument("source", type=click.Path(path_type=Path))
+_DATABASE = b"SQLite format 3\0"
+
+
+def _from(name: str) -> Callable[[Command], Command]:
+    """SOURCE; what comes by stdin is put into a file of that name, since builders read it twice."""
+
+    def take(context: click.Context, _option: Any, source: Path) -> Path:
+        if str(source) != "-":
+            return source
+        from tunesmith.store import storage_errors
+
+        with storage_errors(Path(tempfile.gettempdir())):
+            folder = Path(context.with_resource(tempfile.TemporaryDirectory(prefix="tunesmith-")))
+            path = folder / name
+            with path.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            with path.open("rb") as file:
+                is_database = file.read(len(_DATABASE)) == _DATABASE
+            return path.rename(path.with_suffix(".sqlite")) if is_database else path
+
+    return click.argument("source", type=click.Path(path_type=Path, allow_dash=True), callback=take)
+
+
 _SOME = click.IntRange(min=1)
 _SEED = click.option("--seed", default=0, show_default=True, help="Seed of all random choices.")
 
@@ -47,20 +73,22 @@ def _outputs(*, required: bool = True) -> Callable[[Command], Command]:
 def make() -> None:
     """Make rows from your own database, code, manuals, labels or records.
 
-    Every row says where it comes from, and everything that makes no row says why.
+    Every row says where it comes from, and everything that makes no row says why. A SOURCE of one file
+    may be - for stdin.
 
     \b
     Examples:
       tunesmith data make sql shop.sqlite --out questions.jsonl
       tunesmith data make code-docs src --out docs.jsonl
       tunesmith data make support faq.md --out -
+      cat tickets.csv | tunesmith data make classify - --out - > tickets.jsonl
       tunesmith data make classify tickets.csv --out tickets.jsonl
       tunesmith data make extract people.csv --template '{name} is {age}.' --out people.jsonl
     """
 
 
 @make.command(short_help="Questions and queries over a database.")
-@_FROM
+@_from("stdin.sql")
 @click.option("--rows", type=_SOME, default=500, show_default=True, help="Most rows.")
 @click.option(
     "--names", type=click.Path(path_type=Path), help="YAML with words for tables and columns."
@@ -112,6 +140,7 @@ def sql(source: Path, show_names: bool, out: Path | None, **asked: Any) -> None:
     from tunesmith.data.make import SqlOptions, make_sql, read_names, words_used
 
     keep, dropped, as_json = (asked.pop(name) for name in ("keep_database", "dropped", "as_json"))
+    refuse_stdout(keep_database=keep)
     names = asked.pop("names")
     words = read_names(names) if names else {}
     options = SqlOptions(n_rows=asked.pop("rows"), names=words, **asked)
@@ -124,7 +153,7 @@ def sql(source: Path, show_names: bool, out: Path | None, **asked: Any) -> None:
 
 
 @make.command(name="code-docs", short_help="Python functions and their docstrings.")
-@_FROM
+@_from("stdin.py")
 @click.option(
     "--direction",
     type=click.Choice(["docs", "code", "both"]),
@@ -161,7 +190,7 @@ def code_docs(source: Path, out: Path, dropped: Path | None, as_json: bool, **as
 
 
 @make.command
-@_FROM
+@_from("stdin.md")
 @click.option(
     "--template",
     "templates",
@@ -188,7 +217,7 @@ def support(
 
 
 @make.command(short_help="Texts and their labels.")
-@_FROM
+@_from("stdin")
 @click.option("--text", help="Field of the text; found by its usual names otherwise.")
 @click.option("--label", help="Field of the label; found by its usual names otherwise.")
 @click.option(
@@ -222,7 +251,7 @@ def classify(source: Path, out: Path, dropped: Path | None, as_json: bool, **ask
 
 
 @make.command(short_help="Texts and the JSON that they say.")
-@_FROM
+@_from("stdin")
 @click.option(
     "--template",
     "templates",
@@ -282,6 +311,7 @@ def _deliver(made: Made, out: Path, dropped: Path | None, source: Path, *, as_js
     """Write the rows, and say how many there are, what was dropped and why."""
     from tunesmith.data.make import lines_of, write
 
+    refuse_stdout(dropped=dropped)
     for target in (out, dropped):
         refuse_overwriting([str(source)], None if target is None else str(target))
     if str(out) == "-":
@@ -297,7 +327,10 @@ def _deliver(made: Made, out: Path, dropped: Path | None, source: Path, *, as_js
         print_json(summary)
         return
     splits = "".join(f", {n} {split}" for split, n in summary["splits"].items())
-    note(f"{summary['rows']} rows{splits}" + "".join(f"\n  {file}" for file in summary["files"]))
+    note(
+        f"{counted(summary['rows'], 'row')}{splits}"
+        + "".join(f"\n  {file}" for file in summary["files"])
+    )
     for reason, n in summary["dropped"].items():
         note(f"left out: {n} x {reason}")
     for said in made.notes:

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tunesmith.cli.data.growing import database_option, databases_of, refuse_overwriting
+from tunesmith.cli.data.growing import (
+    database_option,
+    databases_of,
+    refuse_overwriting,
+)
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +72,14 @@ def review(
     from tunesmith.errors import DataError
 
     if file == "-":
-        raise click.UsageError("a review reads its keys from stdin: name a file")
+        raise click.UsageError(
+            "a review reads its keys from stdin, and goes on from a file beside the rows: save them to "
+            "a file, and name it"
+        )
+    if out == "-":
+        raise click.UsageError(
+            "a review writes rows, and rejected ones beside them: name a file by --out"
+        )
     refuse_overwriting([file], out)
     rows = read_rows([file], reading.options, reading.form)
     if not rows:
@@ -246,5 +258,5 @@ def _tell(state: Review, *, as_json: bool) -> None:
         print_json({"rows": len(state.rows), "left": state.n_left, **counts, **places})
         return
     said = ", ".join(f"{n} {choice}" for choice, n in counts.items() if n) or "no decisions"
-    note(f"{said}; {state.n_left} of {len(state.rows)} rows not looked at")
+    note(f"{said}; {state.n_left} of {counted(len(state.rows), 'row')} not looked at")
     note(f"rows: {state.places.out}; rejected and edited ones as they were: {state.places.side}")

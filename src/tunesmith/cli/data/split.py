@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import click
 
 from tunesmith.cli.data.reading import reading_options
 from tunesmith.cli.options import json_option, processes_option
-from tunesmith.cli.screen import print_json, table, where
+from tunesmith.cli.screen import note, print_json, table, where
+from tunesmith.errors import counted
 
 __all__ = ["print_report", "split"]
 
 _SHOWN_FILES = 10
+_SHOWN_REASONS = 5
 _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
 
 
@@ -45,7 +50,13 @@ _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
     "--on-near-overlap",
     type=_POLICY,
     help="What to do with those that do not, with "
-    "--time or --no-near-duplicates: report them (unless told otherwise), refuse, or drop.",
+    "--time or --no-near-duplicates, and with passages: report them (unless told otherwise), refuse, or drop.",
+)
+@click.option(
+    "--overlap-words",
+    type=click.IntRange(8, 50),
+    metavar="N",
+    help="Also look for passages of N words, such as 13, of held-out rows in the rows before them.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an unfinished split of the same inputs.")
 @processes_option
@@ -53,6 +64,7 @@ _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
 def split(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
     """Files to train, validation and test, without leaks between them.
 
+    FILES are files or folders of any form and schema; stdin, as -, is saved as FOLDER.stdin first.
     The folder is a sealed dataset: train.jsonl, validation.jsonl and test.jsonl with canonical rows, the side files
     dropped.jsonl, changed.jsonl and findings.jsonl, a report and a card. Every row is in one of them.
 
@@ -62,13 +74,18 @@ def split(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None
       tunesmith data split a.jsonl b.jsonl --out split --stratify label --test 500
       tunesmith data split intents.csv --out split --field prompt=text --field completion=category
       tunesmith data split log.jsonl --out split --time created --on-near-overlap drop_from_train
+      cat rows.jsonl | tunesmith data clean - --out - | tunesmith data split - --out split
     """
     from tunesmith.config import recipe_from
     from tunesmith.data import build
 
     processes, resume, seed = asked.pop("processes"), asked.pop("resume"), asked.pop("seed")
-    recipe = recipe_from({"seed": seed, "data": _section(files, asked)})
-    result = build(recipe, out, resume=resume, processes=processes)
+    _refuse_streams(files, out)
+    section = _section(files, asked)
+    with _saved(files, out) as saved:
+        section["source"]["train"] = saved
+        recipe = recipe_from({"seed": seed, "data": section})
+        result = build(recipe, out, resume=resume, processes=processes)
     if as_json:
         print_json({"directory": str(result.artifact.dir), **result.report})
         return
@@ -80,12 +97,56 @@ def split(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None
     print_report(result.report)
 
 
+def _refuse_streams(files: Sequence[str], out: str) -> None:
+    if out == "-":
+        raise click.UsageError(
+            "a split is a folder of files, which stdout is not: name a new folder by --out"
+        )
+    if list(files).count("-") > 1:
+        raise click.UsageError("stdin can be read once: name - once")
+
+
+@contextmanager
+def _saved(files: Sequence[str], out: str) -> Iterator[list[str]]:
+    """The files, stdin as `OUT.stdin`: a sealed dataset names its sources, and rows are read twice.
+
+    A dataset that is not made leaves no such file, unless the work can go on.
+
+    Raises:
+        UsedDirectoryError: the file is there and holds something else.
+        StorageError: the disk refuses.
+    """
+    if "-" not in files:
+        yield list(files)
+        return
+    from tunesmith.errors import InterruptedRun, UsedDirectoryError
+    from tunesmith.store import sha256_of_file, storage_errors, writing
+
+    folder = Path(out)
+    place = folder.with_name(f"{folder.name}.stdin")
+    with storage_errors(place):
+        was_there = place.exists()
+    with writing(place) as part:
+        with part.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        if was_there and sha256_of_file(place) != sha256_of_file(part):
+            raise UsedDirectoryError(
+                f"{place} is there already, and holds other rows than stdin",
+                why="stdin is saved there, since a sealed dataset names its sources",
+                fix="remove it, or name another folder by --out",
+            )
+    try:
+        yield [str(place) if file == "-" else file for file in files]
+    except InterruptedRun:
+        raise
+    except BaseException:
+        if not was_there:
+            place.unlink(missing_ok=True)
+        raise
+
+
 def _section(files: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options as the recipe's section `data`."""
-    if "-" in files:
-        raise click.UsageError(
-            "rows are read twice, which stdin cannot be: save it to a file first"
-        )
     section: dict[str, Any] = {"source": {"kind": "files", "train": list(files)}}
     section |= asked["reading"].settings
     section["clean"] = {"unreadable": asked["unreadable"]}
@@ -93,11 +154,9 @@ def _section(files: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]
         section.update(_amount(name, asked[name]))
     if asked["on_near_overlap"]:
         section["on_near_overlap"] = asked["on_near_overlap"]
-    if asked["on_near_overlap"] and not asked["time"] and asked["near_duplicates"] is not False:
-        raise click.UsageError(
-            "--on-near-overlap has nothing to do: rows with nearly equal prompts stay on one side; "
-            "it goes with --time or --no-near-duplicates"
-        )
+    if asked["overlap_words"]:
+        section["overlap_words"] = asked["overlap_words"]
+    _refuse_idle_policy(asked)
     random = {name: asked[name] for name in ("stratify", "group") if asked[name]}
     random |= {"by_template": True} if asked["by_template"] else {}
     if asked["near_duplicates"] is not None:
@@ -110,6 +169,15 @@ def _section(files: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]
     elif random:
         section["split"] = {"kind": "random", **random}
     return section
+
+
+def _refuse_idle_policy(asked: Mapping[str, Any]) -> None:
+    may_be_near = asked["time"] or asked["near_duplicates"] is False or asked["overlap_words"]
+    if asked["on_near_overlap"] and not may_be_near:
+        raise click.UsageError(
+            "--on-near-overlap has nothing to do: rows with nearly equal prompts stay on one side; "
+            "it goes with --time, --no-near-duplicates or --overlap-words"
+        )
 
 
 def _amount(name: str, text: str) -> dict[str, int | float]:
@@ -137,14 +205,31 @@ def print_report(report: Mapping[str, Any]) -> None:
     table(("rows", "number"), [*rows, ("sealed", kept)], right=(1,))
     near = report["near_overlaps"]
     if near["found"]:
-        click.echo(f"{near['found']} rows have nearly the prompt of a held-out row:")
+        n_near = counted(near["found"], "row")
+        passages = " or a passage" if near.get("passages_of_words") else ""
+        click.echo(f"{n_near} with nearly the prompt{passages} of a held-out row:")
         for line in near["first"]:
             click.echo(f"  {line}")
         click.echo("  leave them out with data.on_near_overlap=drop_from_train")
     for name, n in report["held_out"].get("strata_without_rows", {}).items():
         if n:
-            click.echo(f"{n} values of {report['held_out']['stratified_by']} have no row in {name}")
+            values = counted(n, "value")
+            click.echo(f"{values} of {report['held_out']['stratified_by']} without a row in {name}")
     click.echo(_what_can_be_told(report["test_can_tell"]))
+    _print_score(report)
+
+
+def _print_score(report: Mapping[str, Any]) -> None:
+    """The score of what is sealed and what cost most; datasets of older versions have no tokens."""
+    score = report["score"]
+    lost = [reason for reason in score["reasons"] if reason["points"]][:_SHOWN_REASONS]
+    why = ", ".join(f"{one['check']} {one['points']:g}" for one in lost)
+    click.echo(
+        f"score {score['points']} of 100, {score['colour']}"
+        + (f"; lost by {why}: findings.jsonl names the rows" if why else "")
+    )
+    if why_not := report.get("tokens", {}).get("why_not"):
+        note(f"checks in tokens are left out: {why_not}")
 
 
 def _print_files(files: Sequence[Mapping[str, Any]]) -> None:
@@ -155,20 +240,23 @@ def _print_files(files: Sequence[Mapping[str, Any]]) -> None:
         if "why" in file:
             named = [f"{use} = {name}" for use, name in file["mapping"].items() if use != name]
             path = where(Path(file["path"]))
-            click.echo(visible(f"{path}: {file['rows']:,} {file['schema']} rows ({file['why']})"))
+            rows = counted(file["rows"], f"{file['schema']} row")
+            click.echo(visible(f"{path}: {rows} ({file['why']})"))
             if named:
                 click.echo(visible(f"  fields: {', '.join(named)}"))
     if len(files) > _SHOWN_FILES:
-        click.echo(f"... and {len(files) - _SHOWN_FILES} more files: report.json has them")
+        click.echo(
+            f"... and {counted(len(files) - _SHOWN_FILES, 'more file')}: report.json has them"
+        )
 
 
 def _what_can_be_told(figures: Mapping[str, Any]) -> str:
     """The smallest gain that the test set shows, in one sentence."""
-    points = figures["detectable_points"]
+    points, n_rows = figures["detectable_points"], counted(figures["test_rows"], "test row")
     if None in points.values():
-        return f"{figures['test_rows']} test rows are too few to show any gain in a paired test"
+        return f"{n_rows}: too few to show any gain in a paired test"
     told = ", ".join(
         f"{gain:.1f}{' points where' if i == 0 else ' where'} {share} {'of the answers change' if i == 0 else 'do'}"
         for i, (share, gain) in enumerate(points.items())
     )
-    return f"{figures['test_rows']} test rows: a paired test finds, four times in five, a gain of {told}"
+    return f"{n_rows}: a paired test finds, four times in five, a gain of {told}"

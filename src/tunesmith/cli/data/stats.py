@@ -13,6 +13,7 @@ from tunesmith.cli.data.places import resolve, sets_option
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, size, table, where
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
@@ -185,7 +186,7 @@ def _print_origin(found: Stats, report: Any, told_by: Mapping[str, str]) -> None
     from tunesmith.telemetry import visible
 
     if report.get("left_out", {}).get("by_require"):
-        click.echo(f"left out by data.require: {report['left_out']['by_require']} rows")
+        click.echo(f"left out by data.require: {counted(report['left_out']['by_require'], 'row')}")
     files = [
         (f["path"], f["split"], f["schema"], f["rows"], size(f["bytes"]))
         for f in report.get("files", ())

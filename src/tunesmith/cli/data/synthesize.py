@@ -16,6 +16,7 @@ from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.lazy import LazyGroup
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.data.grow import SynthesisResult
@@ -295,7 +296,9 @@ def _tell(result: SynthesisResult, places: Any, as_json: bool) -> None:
         )
         return
     n = len(result.rejected)
-    note(f"{len(result.rows)} rows in {places.out}, {n} rejected in {places.rejected}")
+    note(f"{counted(len(result.rows), 'row')} in {places.out}, {n} rejected in {places.rejected}")
     for reason, count in result.reasons.most_common(8):
         note(f"  rejected {count} times: {reason}")
-    note(f"{result.n_requests} requests, {result.n_tokens:,} tokens; ended by: {result.ended}")
+    note(
+        f"{counted(result.n_requests, 'request')}, {counted(result.n_tokens, 'token')}; ended by: {result.ended}"
+    )

@@ -9,8 +9,9 @@ from tunesmith.data.annotate.agreement import (
 )
 from tunesmith.data.annotate.label_studio import Export, export, form_of
 from tunesmith.data.annotate.queue import Suspect, by_field, most_suspicious
+from tunesmith.data.annotate.results import form_in, read_results
 from tunesmith.data.annotate.review import Review, ReviewPlaces
-from tunesmith.data.annotate.verdicts import Imported, form_in, import_results, read_results
+from tunesmith.data.annotate.verdicts import Imported, import_results
 
 __all__ = [
     "Agreement",

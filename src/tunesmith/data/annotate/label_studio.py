@@ -14,13 +14,15 @@ from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
 from tunesmith.data.rows import Row
-from tunesmith.errors import ConfigError, DataError, listed
+from tunesmith.errors import ConfigError, DataError, counted, listed
 
 __all__ = ["FORMS", "Export", "Form", "export", "form_of", "left_is_chosen", "row_id"]
 
 Form = Literal["chat", "classification", "pairs"]
 FORMS: tuple[Form, ...] = ("chat", "classification", "pairs")
 MOST_LABELS = 500
+OWN_LABELS = "the file"
+"""`model_version` of predictions that are the rows' own labels."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def export(
     Args:
         rows: all of one kind.
         form: `chat`: accept or reject an answer, rate it, write a better one; `classification`: one
-            label a text; `pairs`: the better one of two answers.
+            label a text; `pairs`: the better one of two answers. A classification's label goes where
+            the row has its own: its field `label`, or its answer; where most answers are none of the
+            labels, they are kept and the field is added.
         labels: of a classification; those that the rows have when none are given.
         predictions: show the rows' own labels (or that the answer is accepted) to annotators. They
             are quicker then, and agree with what they are shown more often than they should.
@@ -77,13 +81,17 @@ def export(
             problems.append(f"{row.where}: the same row as {first}")
     if problems:
         raise DataError(
-            f"{len(problems)} rows cannot be exported as {form}:\n{listed(problems, limit=50)}",
+            f"{counted(len(problems), 'row')} cannot be exported as {form}:\n{listed(problems, limit=50)}",
             fix="remove them, or choose another form with --as (chat, classification, pairs)",
         )
     if form == "classification":
         labels = tuple(labels) or tuple(sorted({label_of(row) for row in rows} - {""}))
         _check_labels(labels)
-    made = [_task(row, form, predictions=predictions) for row in rows]
+    made = [_task(row, form, labels, predictions=predictions) for row in rows]
+    if form == "classification":
+        label_in = "answer" if _answers_are_labels(rows, labels) else "field"
+        for task in made:
+            task["data"]["label_in"] = label_in
     return Export(form, made, _CONFIGS[form].replace("{choices}", _choices(labels)))
 
 
@@ -123,7 +131,13 @@ def text_of(row: Row) -> str:
     return content if isinstance(content, str) else row.question
 
 
-def _task(row: Row, form: Form, *, predictions: bool) -> dict[str, Any]:
+def _answers_are_labels(rows: Sequence[Row], labels: Sequence[str]) -> bool:
+    """Whether the rows' answers are labels (some misspelled, perhaps), or texts that are to be kept."""
+    answers = [row.answer.strip() for row in rows if row.kind != "text"]
+    return 2 * sum(answer in labels for answer in answers) >= len(answers)
+
+
+def _task(row: Row, form: Form, labels: Sequence[str], *, predictions: bool) -> dict[str, Any]:
     data: dict[str, Any] = {"row_id": row_id(row), "row": row.where}
     match form:
         case "chat":
@@ -135,7 +149,8 @@ def _task(row: Row, form: Form, *, predictions: bool) -> dict[str, Any]:
             left, right = answers if left_is_chosen(row) else answers[::-1]
             data |= {"dialogue": _dialogue(row.messages[:-1]), "left": left, "right": right}
     task: dict[str, Any] = {"data": data}
-    if predictions and form == "classification" and label_of(row):
+    # Label Studio refuses a prediction with a choice that the interface does not have.
+    if predictions and form == "classification" and label_of(row) in labels:
         task["predictions"] = [_prediction("label", "text", label_of(row))]
     elif predictions and form == "chat":
         task["predictions"] = [_prediction("verdict", "answer", "accept")]
@@ -144,7 +159,7 @@ def _task(row: Row, form: Form, *, predictions: bool) -> dict[str, Any]:
 
 def _prediction(name: str, to: str, choice: str) -> dict[str, Any]:
     result = {"from_name": name, "to_name": to, "type": "choices", "value": {"choices": [choice]}}
-    return {"model_version": "the file", "result": [result]}
+    return {"model_version": OWN_LABELS, "result": [result]}
 
 
 def _dialogue(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from tunesmith.data.check.domains import tell as tell_domains
 from tunesmith.data.check.finding import CHECKS, Finding
 from tunesmith.data.check.options import CheckOptions
 from tunesmith.data.check.score import Reason, Score, Tally, score
-from tunesmith.data.check.tokens import TokenMeter, meter_of
+from tunesmith.data.check.tokens import TokenMeter, meter_of, offline_meter
 
 __all__ = [
     "CHECKS",
@@ -22,6 +22,7 @@ __all__ = [
     "check_places",
     "check_rows",
     "meter_of",
+    "offline_meter",
     "score",
     "tell_domains",
 ]

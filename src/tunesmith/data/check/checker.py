@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.data.check import domains, sets, text
 from tunesmith.data.check.columns import Columns, answer_of
@@ -14,10 +14,14 @@ from tunesmith.data.check.options import CheckOptions
 from tunesmith.data.check.tokens import Masks, TokenMeter
 from tunesmith.data.check.turns import in_turns, named_turns, said
 from tunesmith.data.rows import Row
+from tunesmith.data.schemas import parse_sealed
+from tunesmith.errors import counted
 
 __all__ = ["Checker", "check_rows"]
 
 _MARGIN_TOKENS = 64
+_BLOCK = 256
+"""Rows that are cut into tokens at a time."""
 
 
 class Checker:
@@ -36,6 +40,7 @@ class Checker:
         self._meter = meter
         self._columns = Columns()
         self._masks = Masks()
+        self._why_not = ""
         self._domains: dict[str, domains.Domain] = {}
         if options.domain not in ("auto", "none"):
             self._domain(options.domain)
@@ -66,16 +71,62 @@ class Checker:
         """The row's length in tokens, 0 when it is not measured, and findings about it."""
         if self._meter is None:
             return 0, []
-        is_drawn = self.options.token_share >= 1 or _draw(row.text) < self.options.token_share
-        # No text has more tokens than bytes; the rest of the row's JSON makes up for the template.
-        n_bytes = (
-            len(row.text) if row.text.isascii() else len(row.text.encode("utf-8", "surrogatepass"))
-        )
-        if not is_drawn and n_bytes < self.options.max_row_tokens - _MARGIN_TOKENS:
+        wanted = self._wanted(row.text.encode("utf-8", "surrogatepass"))
+        if not wanted:
             return 0, []
         # Long rows that were not drawn would bend the sums.
-        masks = self._masks if is_drawn else Masks()
-        return self._meter.measure(row, masks, self.options)
+        masks = self._masks if wanted == "drawn" else Masks()
+        return self._meter.measure([row], masks, self.options)[0]
+
+    def _wanted(self, text: bytes) -> Literal["drawn", "long", ""]:
+        """Why a row is measured, if it is: it was drawn, or it could be too long."""
+        share, longest = self.options.token_share, self.options.max_row_tokens
+        if share >= 1 or _draw(text) < share:
+            return "drawn"
+        # No text has more tokens than bytes; the rest of the row's JSON makes up for the template.
+        return "" if len(text) < longest - _MARGIN_TOKENS else "long"
+
+    @property
+    def n_measured(self) -> int:
+        """Conversations that were measured in tokens; a pair has two."""
+        return self._masks.n_rows
+
+    def only(self, kept: Sequence[bool], row_of: Callable[[int], Row]) -> Checker:
+        """A checker that saw some of the rows, for `weigh` and `closing`.
+
+        Args:
+            kept: for each row that was seen, whether it is one of them.
+            row_of: reads a row again; called for the fewer of those that stay and those that go.
+        """
+        made = Checker(self.options.drawn_of(sum(kept)))
+        made._columns = self._columns.only(kept, row_of)
+        return made
+
+    def weigh(self, texts: Iterable[bytes], meter: TokenMeter) -> Iterator[Finding]:
+        """Measure rows that were seen before, in blocks: about so many as `options.token_share` says.
+
+        Args:
+            texts: all rows that were seen, in order, as lines of canonical JSON in UTF-8.
+        """
+        names = list(self._columns.files)
+        wanted = (
+            (place, why, parse_sealed(self._columns.where(place, names), text.decode()))
+            for place, text in enumerate(texts)
+            if (why := self._wanted(text))
+        )
+        while block := list(islice(wanted, _BLOCK)):
+            found: dict[int, tuple[int, list[Finding]]] = {}
+            for masks, reason in ((self._masks, "drawn"), (Masks(), "long")):
+                some = {place: row for place, why, row in block if why == reason}
+                sizes = meter.measure(list(some.values()), masks, self.options)
+                found |= dict(zip(some, sizes, strict=True))
+            for place, (n_tokens, findings) in sorted(found.items()):
+                self._columns.measured(place, n_tokens)
+                yield from self._allowed(findings)
+
+    def left_out_since(self, why: str) -> None:
+        """Say in the note on what was not measured why it was not."""
+        self._why_not = f": {why}"
 
     def merge(self, other: Checker) -> None:
         """Add what another checker saw, of the rows that come after one's own."""
@@ -104,11 +155,10 @@ class Checker:
         if n_measured == 0 and n_rows:
             what = (
                 "lengths, truncation, share of learned tokens and the stop token were not checked"
+                f"{self._why_not}"
             )
         elif self.options.token_share < 1:
-            what = (
-                f"{n_measured:,} of {n_rows:,} rows were measured, and all that could be too long"
-            )
+            what = f"{n_measured:,} of {counted(n_rows, 'row')} measured, and all that could be too long"
         if what:
             fix = "" if n_measured == 0 else "raise check.token_rows to measure more"
             yield finding(name, "tokens-left-out", what, fix=fix)
@@ -136,11 +186,9 @@ def check_rows(rows: Iterable[Row], options: CheckOptions) -> Iterator[Finding]:
     yield from checker.closing()
 
 
-def _draw(text: str) -> float:
+def _draw(text: bytes) -> float:
     """A number from 0 to 1 by the row's content, so that the same rows are drawn however it is cut."""
-    digest = blake2b(
-        text.encode("utf-8", "surrogatepass"), digest_size=4, person=b"tokens"
-    ).digest()
+    digest = blake2b(text, digest_size=4, person=b"tokens").digest()
     return int.from_bytes(digest, "big") / 2**32
 
 

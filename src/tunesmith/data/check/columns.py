@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from itertools import compress
 from typing import Any, Final
 from unicodedata import normalize
 
@@ -25,6 +27,19 @@ MAX_LABEL_CHARACTERS = 80
 MAX_LABEL_WORDS = 8
 MAX_KEY_SETS = 1_000
 _MIN_SPACES = 3
+_COLUMNS: Final = (
+    "places",
+    "rows",
+    "questions",
+    "answers",
+    "rejected",
+    "languages",
+    "formats",
+    "flags",
+    "keys",
+    "tokens",
+)
+"""Names of what `Columns` has of every row."""
 _NUMBERS = {code: number for number, code in enumerate(language.CODES)}
 _LABEL_FIELDS = (*LABELS, "label_text")
 _LINE_BITS = 40
@@ -47,6 +62,21 @@ class Labels:
         counts[answer] += 1
         if len(counts) > MAX_LABELS:
             self._give_up(task)
+
+    def without(self, rows: Iterable[Row]) -> Labels:
+        """The counts without those of some rows that were counted."""
+        made = Labels()
+        made.merge(self)
+        for row in rows:
+            if label := label_of(row):
+                task = task_of(row)
+                made.n_rows[task] -= 1
+                if _is_short(label) and task in made.counts:
+                    made.counts[task][label] -= 1
+        # Counters without zeros: a class that is gone is no class.
+        made.n_rows = +made.n_rows
+        made.counts = {task: left for task, found in made.counts.items() if (left := +found)}
+        return made
 
     def _give_up(self, task: str) -> None:
         self.has_too_many.add(task)
@@ -119,10 +149,37 @@ class Columns:
         spaced = SPACE if bare != answer and bare else 0
         asked = ASKED_FOR_JSON if shape == 1 and "json" in question.lower() else 0
         self.flags.append(spaced | asked)
-        self.tokens.append(min(n_tokens, 2**32 - 1))
+        self.tokens.append(0)
+        self.measured(-1, n_tokens)
         label = label_of(row)
         if label:
             self.labels.add(task_of(row), label)
+
+    def measured(self, index: int, n_tokens: int) -> None:
+        """Remember the length of a row."""
+        self.tokens[index] = min(n_tokens, 2**32 - 1)
+
+    def only(self, kept: Sequence[bool], row_of: Callable[[int], Row]) -> Columns:
+        """The rows that are kept, in their order; see `Checker.only`."""
+        n_kept = sum(kept)
+        if n_kept == len(self):
+            return self
+        made = Columns()
+        made.files, made.key_names = self.files, self.key_names
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            setattr(made, name, array(column.typecode, compress(column, kept)))
+        if not self.labels.n_rows:
+            return made
+        if n_kept > len(self) - n_kept:
+            gone = (row_of(index) for index, stays in enumerate(kept) if not stays)
+            made.labels = self.labels.without(gone)
+        else:
+            for index in compress(range(len(kept)), kept):
+                row = row_of(index)
+                if label := label_of(row):
+                    made.labels.add(task_of(row), label)
+        return made
 
     def _add_keys(self, value: object) -> None:
         names = tuple(sorted(value)) if isinstance(value, dict) else ()
@@ -172,17 +229,7 @@ class Columns:
                 (numbers[place >> _LINE_BITS] << _LINE_BITS) | (place & mask)
                 for place in other.places
             )
-        for name in (
-            "rows",
-            "questions",
-            "answers",
-            "rejected",
-            "languages",
-            "formats",
-            "flags",
-            "keys",
-            "tokens",
-        ):
+        for name in _COLUMNS[1:]:
             getattr(self, name).extend(getattr(other, name))
         for key, names_of_key in other.key_names.items():
             if len(self.key_names) < MAX_KEY_SETS:

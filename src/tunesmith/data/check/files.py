@@ -18,12 +18,13 @@ from tunesmith.data.check.score import Score, Tally, has_line
 from tunesmith.data.check.tokens import TokenMeter, meter_of
 from tunesmith.data.check.unreadable import Noted
 from tunesmith.data.check.users_words import in_users_words
+from tunesmith.data.named import fields_in, idle_fields
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import Chunk, open_source, parse_rows
 from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, Told, tell, to_row
-from tunesmith.errors import MissingError, listed
+from tunesmith.errors import MissingError, counted, listed
 
 __all__ = ["CheckResult", "Wanted", "check_files"]
 
@@ -114,6 +115,7 @@ class _Part:
     n_rows: int = 0
     n_unusable: int = 0
     n_left_out: int = 0
+    named: set[str] = field(default_factory=set)
 
     def refuse(self, found: list[Finding], options: CheckOptions) -> None:
         """Count lines that cannot be read; a problem without a line is about the whole file."""
@@ -154,9 +156,12 @@ def check_files(
             if each is not None:
                 each(one)
 
+    told: list[Told] = []
+    named: set[str] = set()
     for file in wanted.files:
-        with closing(_parts(file, wanted, options, result, processes)) as parts:
+        with closing(_parts(file, wanted, options, result, told, processes)) as parts:
             for part in parts:
+                named |= part.named
                 take(part.findings)
                 whole.merge(part.checker)
                 result.n_rows += part.n_rows
@@ -164,6 +169,11 @@ def check_files(
                 result.n_left_out += part.n_left_out
                 if advance is not None:
                     advance(part.n_bytes)
+    take(
+        finding(options.name, "idle-field", f"{setting}: {why}")
+        for setting, why in idle_fields(wanted.reading.mapping, told, named)
+        if "idle-field" not in options.allow
+    )
     take(whole.closing())
     return result
 
@@ -172,7 +182,7 @@ def _refuse_missing(options: CheckOptions) -> None:
     missing = [f"{name}: {path}" for name, path in options.databases.items() if not path.is_file()]
     if missing:
         raise MissingError(
-            f"{len(missing)} databases are not there:\n{listed(missing)}",
+            f"{counted(len(missing), 'database')} not there:\n{listed(missing)}",
             fix="correct the paths under data.databases, or of --database",
         )
 
@@ -182,13 +192,15 @@ def _parts(
     wanted: Wanted,
     options: CheckOptions,
     result: CheckResult,
+    every: list[Told],
     processes: int | None,
 ) -> Generator[_Part, None, None]:
-    """The pieces of one file, checked, in order."""
+    """The pieces of one file, checked, in order; what its rows are read as goes to `every`."""
     chunks = open_source(file, form=wanted.form).chunks()
     first, rows_of_first = _head(chunks)
     head = rows_of_first[:HEAD_ROWS]
     told = tell(head, wanted.reading)
+    every.append(told)
     unheard = Problems()
     rows = [to_row(raw, told, wanted.reading, unheard) for raw in head]
     here = domains.tell([row for row in rows if row is not None])
@@ -250,6 +262,7 @@ def checked(job: Job, chunk: Chunk) -> _Part:
     part = _Part([], checker, _n_bytes(chunk))
     for raw in parse_rows(chunk, unreadable):
         part.refuse(unreadable.taken(), job.options)
+        part.named.update(fields_in(raw, job.wanted.reading.mapping))
         if not job.told.schema:
             # That no schema fits was said once, for the whole file.
             part.n_rows, part.n_unusable = part.n_rows + 1, part.n_unusable + 1

@@ -96,6 +96,11 @@ CHECKS: Mapping[str, Check] = {
     # What keeps a row from being read.
     "unreadable": Check("error", "bytes or JSON that cannot be read", "mend or remove the line"),
     "schema": Check("error", "fields that are missing or of another type", "mend the row's fields"),
+    "idle-field": Check(
+        "error",
+        "a field that is mapped and that no row has",
+        "correct its name; `tunesmith data inspect` shows the fields of a file",
+    ),
     # The conversation.
     "roles": Check("error", "missing or wrong roles, order of turns", "put the turns in order"),
     "empty": Check("error", "a turn without text", "write the missing text, or remove the row"),

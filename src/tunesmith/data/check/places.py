@@ -10,6 +10,7 @@ from tunesmith.config import Recipe, refuse_unread
 from tunesmith.data.check.files import CheckResult, Wanted, check_files
 from tunesmith.data.check.finding import Finding
 from tunesmith.data.check.options import CheckOptions
+from tunesmith.data.named import once
 from tunesmith.data.plan import plan_data
 from tunesmith.data.read import expand
 from tunesmith.data.schemas import options_of
@@ -109,9 +110,9 @@ def of_files(recipe: Recipe, places: tuple[str, ...]) -> tuple[Wanted, CheckOpti
 
     Raises:
         MissingError: a place is not there.
-        ConfigError: a key is set that has no effect on a check.
+        ConfigError: a file is named twice, or a key is set that has no effect on a check.
     """
-    files = [str(path) for place in places for path in _files_of(place)]
+    files = [str(path) for path in once([path for place in places for path in _files_of(place)])]
     name = files[0] if len(files) == 1 else "dataset"
     options = CheckOptions.of(recipe, "stdin" if name == "-" else name)
     data = recipe.data

@@ -12,6 +12,7 @@ from tunesmith.data.check import language
 from tunesmith.data.check.columns import ASKED_FOR_JSON, FORMATS, SPACE, Columns, hash_of_answer
 from tunesmith.data.check.finding import Finding, finding, shortened
 from tunesmith.data.check.options import RED_ROWS, CheckOptions
+from tunesmith.errors import counted
 
 __all__ = ["over_all"]
 
@@ -59,7 +60,7 @@ def _too_few(columns: Columns, options: CheckOptions, has_classes: bool) -> Iter
     if n_rows == 0:
         return  # Why there are none was said of the file.
     if n_rows < RED_ROWS:
-        what = f"{n_rows} rows; with fewer than {RED_ROWS} a model learns a form at best"
+        what = f"{counted(n_rows, 'row')}; with fewer than {RED_ROWS} a model learns a form at best"
         yield replace(finding(options.name, "too-few-rows", what), severity="error")
     elif n_rows < options.min_rows and not has_classes:
         what = f"{n_rows:,} rows; a task of generation wants {options.min_rows:,}"
@@ -80,13 +81,13 @@ def _class_findings(
         shown = ", ".join(f"{label} {count}" for label, count in small[:_SHOWN_CLASSES])
         more = f" and {len(small) - _SHOWN_CLASSES} more" if len(small) > _SHOWN_CLASSES else ""
         what = (
-            f"{len(small)} of {len(real)} classes{of_task} have fewer than "
+            f"{len(small)} of {counted(len(real), 'class', 'classes')}{of_task} with fewer than "
             f"{options.min_class_rows} rows: {shown}{more}"
         )
         yield finding(options.name, "too-few-of-a-class", what)
     if len(ordered) > 1 and ordered[-1][1] > _IMBALANCE * ordered[0][1]:
         (least, n_least), (most, n_most) = ordered[0], ordered[-1]
-        what = f"{most!r} has {n_most:,} rows{of_task}, {least!r} {n_least:,}"
+        what = f"{most!r} has {counted(n_most, 'row')}{of_task}, {least!r} {n_least:,}"
         yield finding(options.name, "class-balance", what)
     if odd:
         yield from _odd_labels(columns, odd, variants)
@@ -267,5 +268,5 @@ def _lengths(columns: Columns) -> Iterator[Finding]:
     names = list(columns.files)
     for index, n_tokens in enumerate(columns.tokens):
         if n_tokens and (n_tokens > longest or n_tokens < shortest):
-            what = f"{n_tokens:,} tokens; half of the rows have at most {math.exp(median):,.0f}"
+            what = f"{counted(n_tokens, 'token')}; half of the rows have at most {math.exp(median):,.0f}"
             yield finding(columns.where(index, names), "length", what)

@@ -10,13 +10,20 @@ from tunesmith.data.check.finding import Finding, finding, shortened
 from tunesmith.data.check.options import CheckOptions
 from tunesmith.data.check.turns import said
 from tunesmith.data.rows import Row
-from tunesmith.errors import EnvironmentProblem, ModelError
+from tunesmith.errors import (
+    ArtifactError,
+    EnvironmentProblem,
+    MissingError,
+    ModelError,
+    StorageError,
+    counted,
+)
 
 if TYPE_CHECKING:
     from tunesmith.config import ModelConfig
-    from tunesmith.models.chat import ChatRenderer
+    from tunesmith.models.chat import ChatRenderer, Size
 
-__all__ = ["Masks", "TokenMeter", "meter_of"]
+__all__ = ["Masks", "TokenMeter", "meter_of", "offline_meter"]
 
 Turn = Mapping[str, Any]
 _LOW_TRAINED_SHARE = 0.02
@@ -43,6 +50,23 @@ def meter_of(model: ModelConfig) -> TokenMeter:
         ) from error
 
 
+def offline_meter(model: ModelConfig) -> TokenMeter | str:
+    """A meter with the tokenizer of a recipe's base model if nothing must be fetched or
+    converted for it; else why there is none."""
+    try:
+        from tunesmith.models.chat import ChatRenderer
+        from tunesmith.models.load import base_on_disk, load_tokenizer
+
+        base = base_on_disk(model)
+        if base is None:
+            return f"{model.base} is not on this disk, or not converted yet, which training does"
+        return TokenMeter(ChatRenderer(load_tokenizer(base)), base.name)
+    except ModuleNotFoundError as error:
+        return f"the package {error.name!r} is not installed"
+    except (ArtifactError, EnvironmentProblem, MissingError, ModelError, StorageError) as error:
+        return error.what
+
+
 @dataclass
 class Masks:
     """Sums over the rows that were measured; parts of a dataset add up by `merge`."""
@@ -64,12 +88,12 @@ class Masks:
         if not self.n_tokens:
             return
         share = self.n_trained / self.n_tokens
-        what = f"{share:.1%} of {self.n_tokens:,} tokens are learned, the rest is prompt"
+        what = f"{share:.1%} of {counted(self.n_tokens, 'token')} are learned, the rest is prompt"
         found = finding(options.name, "trained-tokens", what)
         low = share < _LOW_TRAINED_SHARE
         yield found if low else replace(found, severity="note", fix="")
         if self.n_unstopped > (1 - _MIN_STOPPED_SHARE) * self.n_rows:
-            what = f"{self.n_unstopped:,} of {self.n_rows:,} rows do not learn their stop token"
+            what = f"{self.n_unstopped:,} of {counted(self.n_rows, 'row')} without a stop token to learn"
             yield finding(options.name, "stop-token", what)
 
 
@@ -84,35 +108,50 @@ class TokenMeter:
         self._renderer = renderer
         self.name = name
 
-    def measure(self, row: Row, masks: Masks, options: CheckOptions) -> tuple[int, list[Finding]]:
-        """The row's length in tokens, prompt and answer together, and findings about it.
+    def measure(
+        self, rows: Sequence[Row], masks: Masks, options: CheckOptions
+    ) -> list[tuple[int, list[Finding]]]:
+        """Each row's length in tokens, prompt and answer together, and findings about it.
 
-        Of a pair the longer of its two conversations counts. Sums go to `masks`. The length is 0
-        where the model's template refuses the row, which is a finding.
+        All rows are of one kind. Of a pair the longer of its two conversations counts. Sums go to
+        `masks`. The length is 0 where the model's template refuses the row, which is a finding.
         """
+        rendered = [turns for row in rows for turns in _conversations(row) if _is_plain(turns, row)]
+        for_answer = any(row.kind == "problem" for row in rows)
+        sizes = iter(self._renderer.measure(rendered, for_answer=for_answer))
+        return [self._of_row(row, sizes, masks, options) for row in rows]
+
+    def _of_row(
+        self, row: Row, sizes: Iterator[Size | ModelError], masks: Masks, options: CheckOptions
+    ) -> tuple[int, list[Finding]]:
+        parts = _conversations(row)
+        known = [next(sizes) if _is_plain(turns, row) else None for turns in parts]
         try:
-            sizes = [self._one(turns, row, masks) for turns in _conversations(row)]
+            lengths = [
+                self._one(turns, row, masks, size) for turns, size in zip(parts, known, strict=True)
+            ]
         except ModelError as error:
             what = f"{self.name}: {error.what}"
             return 0, [finding(row.where, "template", what[:300], fix=error.fix)]
-        n_tokens = max(sizes)
+        n_tokens = max(lengths)
         return n_tokens, list(self._too_long(row, n_tokens, options))
 
-    def _one(self, turns: Sequence[Turn], row: Row, masks: Masks) -> int:
+    def _one(
+        self, turns: Sequence[Turn], row: Row, masks: Masks, size: Size | ModelError | None
+    ) -> int:
         masks.n_rows += 1
-        if not turns:
+        if isinstance(size, ModelError):
+            raise size
+        if size is not None:
+            n_tokens = size.n_tokens
+            masks.n_trained += size.n_trained
+            masks.n_unstopped += not size.stops and row.kind != "problem"
+        elif not turns:
             n_tokens = len(self._plain(str(row.value["text"])))
             masks.n_trained += n_tokens
-        elif row.tools or any(not isinstance(turn.get("content"), str) for turn in turns):
+        else:
             n_tokens = self._with_tools(turns, row)
             masks.n_trained += len(self._plain(said(turns[-1])))
-        else:
-            rendered = self._renderer.render(turns, for_answer=row.kind == "problem")
-            n_tokens = len(rendered.token_ids)
-            masks.n_trained += sum(rendered.trained)
-            learned = [t for t, on in zip(rendered.token_ids, rendered.trained, strict=True) if on]
-            stopped = bool(learned) and learned[-1] in self._renderer.stop_ids
-            masks.n_unstopped += not stopped and row.kind != "problem"
         if row.kind != "problem":  # whose answer is compared with, not learned
             masks.n_tokens += n_tokens
         return n_tokens
@@ -147,11 +186,18 @@ class TokenMeter:
         found = finding(
             row.where,
             "truncation",
-            f"{n_tokens:,} tokens, more than train.max_row_tokens={options.max_row_tokens}: {then}",
+            f"{counted(n_tokens, 'token')}, more than train.max_row_tokens={options.max_row_tokens}: {then}",
             value=shortened(row.question or row.answer),
             fix=f"shorten the row, or --set train.max_row_tokens={n_tokens}",
         )
         yield found if options.on_long_row == "refuse" else replace(found, severity="warning")
+
+
+def _is_plain(turns: Sequence[Turn], row: Row) -> bool:
+    """Whether the renderer knows all of a conversation: turns of text, and no tools."""
+    if not turns or row.tools:
+        return False
+    return all(isinstance(turn.get("content"), str) for turn in turns)
 
 
 def _conversations(row: Row) -> list[Sequence[Turn]]:

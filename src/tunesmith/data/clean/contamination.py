@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy import uint32, uint64
     from numpy.typing import NDArray
 
-__all__ = ["Benchmark", "Found"]
+__all__ = ["COMMON_ROWS", "Benchmark", "Found", "hashes_of", "passages_of", "texts_of"]
 
 COMMON_ROWS = 10
 """A passage that more training rows than this hold is boilerplate; as in Brown et al. 2020."""
@@ -63,11 +63,11 @@ class Benchmark:
         counts: Counter[int] = Counter()
         for index in range(len(self.rows)):
             own: set[int] = set()
-            for text in _texts(self._said[index]):
-                hashes = _hashes(text)
+            for text in texts_of(self._said[index]):
+                hashes = hashes_of(text)
                 size = min(n_words, len(hashes))
                 if size >= _SHORTEST:
-                    for value in _passages(hashes, size).tolist():
+                    for value in passages_of(hashes, size).tolist():
                         own.add(value)
                         passages.setdefault(size, {}).setdefault(value, index)
             counts.update(own)
@@ -111,7 +111,7 @@ class Benchmark:
         for index in range(n_rows):
             row = said(row_of(index))
             own: dict[int, int] = {}
-            for text in _texts(row):
+            for text in texts_of(row):
                 own |= dict(self._hits(text))
             counts.update(own.keys())
             hits += [(index, value, size) for value, size in own.items()]
@@ -125,10 +125,10 @@ class Benchmark:
         np = numpy()
         if not self._known:
             return
-        hashes = _hashes(text)
+        hashes = hashes_of(text)
         for size, known in self._known.items():
             if len(known) and len(hashes) >= size:
-                values = _passages(hashes, size)
+                values = passages_of(hashes, size)
                 at = np.minimum(np.searchsorted(known, values), len(known) - 1)
                 for value in values[known[at] == values].tolist():
                     yield value, size
@@ -155,21 +155,22 @@ class Benchmark:
         return found
 
 
-def _texts(row: Said) -> Iterator[str]:
+def texts_of(row: Said) -> Iterator[str]:
     """Texts in which passages are looked for: not answers in code, whose forms many rows share."""
     yield row.question
     if not is_code(row.answer):
         yield row.answer
 
 
-def _hashes(text: str) -> NDArray[uint64]:
+def hashes_of(text: str) -> NDArray[uint64]:
+    """A hash of each word, case aside."""
     np = numpy()
     words = _WORD.findall(text.casefold())
     made: NDArray[uint64] = np.array([hash_word(word) for word in words], dtype=np.uint64)
     return made
 
 
-def _passages(hashes: NDArray[uint64], size: int) -> NDArray[uint64]:
+def passages_of(hashes: NDArray[uint64], size: int) -> NDArray[uint64]:
     """A hash of each `size` words in a row."""
     np = numpy()
     made: NDArray[uint64] = np.zeros(len(hashes) - size + 1, dtype=np.uint64)

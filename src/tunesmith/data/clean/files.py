@@ -18,6 +18,7 @@ from tunesmith.data.clean.keeping import Kept, Ruling
 from tunesmith.data.clean.output import OUT_FILES, put_out, refuse_foreign_folder
 from tunesmith.data.clean.plan import CleanPlan, plan_clean
 from tunesmith.data.clean.sets import Rows, drops, exact_key
+from tunesmith.data.named import fields_in, idle_fields, once
 from tunesmith.data.near import said
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.problems import Problems
@@ -87,6 +88,7 @@ class Digest:
     unread: Unread = field(default_factory=Unread)
     keys: list[int] = field(default_factory=list)
     sketches: NDArray[np.uint32] | None = None
+    named: set[str] = field(default_factory=set)
 
 
 def clean_files(
@@ -112,7 +114,7 @@ def clean_files(
         processes: see `parallel.ordered_map`.
 
     Raises:
-        ConfigError: rules contradict each other.
+        ConfigError: rules contradict each other, or a file is named twice.
         DataError: rows cannot be read; all are named.
         MissingError: a file is not there.
         UsedDirectoryError: the folder holds other files than an earlier cleaning's.
@@ -146,7 +148,9 @@ def _take_all(
     problems = Problems()
     unread: list[Unread] = []
     facts: list[dict[str, Any]] = []
-    paths = expand(files)
+    named: set[str] = set()
+    every: list[Told] = []
+    paths = once(expand(files))
     with _bar(paths) as advance:
         for path in paths:
             source = open_source(path, form=form)
@@ -155,6 +159,7 @@ def _take_all(
             chunks = source.chunks()
             first = list(islice(chunks, 1))
             told = _told(first, job.options)
+            every.append(told)
             if told.others and not told.schema:
                 problems.add(str(path), told.why)
                 continue
@@ -164,6 +169,7 @@ def _take_all(
                 for digest in digests:
                     problems.merge(digest.problems)
                     unread[-1].merge(digest.unread)
+                    named |= digest.named
                     advance(_keep(digest, kept))
             unread[-1].refuse_most(str(path), problems)
             facts.append(
@@ -176,6 +182,8 @@ def _take_all(
                     "sha256": source.sha256,
                 }
             )
+    for setting, why in idle_fields(job.options.mapping, every, named):
+        problems.add(setting, why)
     problems.raise_any(fix_for(unread, FIX))
     return facts
 
@@ -215,6 +223,7 @@ def digest(job: Job, piece: tuple[Chunk, Told]) -> Digest:
     stay: list[Row] = []
     for raw in parse_each(chunk, found.problems):
         found.unread.n_all += 1
+        found.named.update(fields_in(raw, job.options.mapping))
         row = read_row(raw, told, job.options)
         if isinstance(row, BadRow):
             reason = found.unread.take(row, found.problems, drop=job.plan.drop_unreadable)

@@ -11,7 +11,7 @@ from typing import IO, Any, BinaryIO
 
 from tunesmith.data.clean.keeping import Kept, Ruling
 from tunesmith.errors import UsedDirectoryError
-from tunesmith.store import flush_to_disk, writing_folder
+from tunesmith.store import flush_to_disk, storage_errors, writing_folder
 
 __all__ = ["OUT_FILES", "put_out", "refuse_foreign_folder", "side_line"]
 
@@ -27,7 +27,13 @@ def refuse_foreign_folder(folder: Path, files: Sequence[Path | str] = ()) -> Non
 
     Raises:
         UsedDirectoryError: it does.
+        StorageError: the disk refuses to say what is there.
     """
+    with storage_errors(folder):
+        _refuse_foreign(folder, files)
+
+
+def _refuse_foreign(folder: Path, files: Sequence[Path | str]) -> None:
     own = folder.resolve()
     read = [file for file in map(Path, files) if own in (file.resolve(), file.resolve().parent)]
     if read:

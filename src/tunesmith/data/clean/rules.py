@@ -9,6 +9,7 @@ from tunesmith.data.check.language import NAMES, told
 from tunesmith.data.check.text import is_null, refuses
 from tunesmith.data.clean.plan import CleanPlan
 from tunesmith.data.rows import Row
+from tunesmith.errors import counted
 
 __all__ = ["RULES", "why_dropped"]
 
@@ -50,9 +51,9 @@ def _lengths(row: Row, plan: CleanPlan) -> Iterator[str]:
         sides.insert(0, ("question", row.question, plan.question_characters))
     for name, text, (least, most) in sides:
         if len(text) < least:
-            yield f"the {name} has {len(text)} characters, fewer than {least}"
+            yield f"the {name} has {counted(len(text), 'character')}, fewer than {least}"
         elif most is not None and len(text) > most:
-            yield f"the {name} has {len(text)} characters, more than {most}"
+            yield f"the {name} has {counted(len(text), 'character')}, more than {most}"
 
 
 def _refusals(row: Row, plan: CleanPlan) -> Iterator[str]:

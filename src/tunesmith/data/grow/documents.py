@@ -13,7 +13,7 @@ from pathlib import Path
 from tunesmith.data.grow.ask import Ask, Refused, Reply
 from tunesmith.data.grow.method import Candidate, Sampler, Taken, refusal_in
 from tunesmith.data.grow.rouge import RougePool, words_of
-from tunesmith.errors import DataError, MissingError
+from tunesmith.errors import DataError, MissingError, counted
 
 __all__ = ["Chunk", "QuestionsFromDocuments", "chunks_of", "read_documents"]
 
@@ -86,7 +86,8 @@ def read_documents(paths: Sequence[Path]) -> list[Chunk]:
         chunks += chunks_of(text, str(path))
     if problems:
         raise DataError(
-            f"{len(problems)} documents cannot be read:\n  " + "\n  ".join(problems[:20]),
+            f"{counted(len(problems), 'document')} cannot be read:\n  "
+            + "\n  ".join(problems[:20]),
             fix="give text or Markdown files in UTF-8",
         )
     return chunks

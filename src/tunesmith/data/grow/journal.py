@@ -41,7 +41,10 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+            lock = path.with_name(f".{path.name}.lock")
+            # Where no file can be made the lock would say that somebody else holds it.
+            lock.touch()
+            self._lock = FileLock(lock)
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:

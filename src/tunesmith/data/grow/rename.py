@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tunesmith.data.grow.execute import Failed, ReadOnly, same_rows
+from tunesmith.data.grow.execute import SECONDS, Failed, ReadOnly, same_rows
 from tunesmith.data.grow.names import draw_names
 from tunesmith.data.grow.pieces import as_json, put
 from tunesmith.data.grow.rule import Draw, Made, Unfit
@@ -22,6 +22,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.scripts import from_script, what_waits
 from tunesmith.errors import DataError, EnvironmentProblem
 from tunesmith.store import sha256_of_json, storage_errors, writing
+from tunesmith.store.sqlite import QueryRunner
 
 __all__ = ["Rename", "renamed_query", "tables_of"]
 
@@ -75,20 +76,18 @@ class Rename:
                 fix="pip install 'tunesmith[data]'",
             )
         self._folder, self._seed = folder, seed
+        self._runner = QueryRunner(SECONDS)
         self._originals: dict[str, _Original] = {}
         self._copies: dict[tuple[str, int], _Copy | str] = {}
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for name, path in databases.items():
-            self._originals[name] = _opened(name, path, folder)
+            file, columns, others = _opened(name, path, folder)
+            self._originals[name] = _Original(columns, others, file, ReadOnly(file, self._runner))
 
     def close(self) -> None:
-        """Close all databases."""
-        for original in self._originals.values():
-            original.file.close()
-        for copy in self._copies.values():
-            if isinstance(copy, _Copy):
-                copy.file.close()
+        """End the process that runs the queries."""
+        self._runner.close()
 
     def make(self, row: Row, draw: Draw) -> Made | Unfit:
         """The row on a copy of its database with other names."""
@@ -133,7 +132,7 @@ class Rename:
             path = self._folder / f"{copy_name}.sqlite"
             try:
                 _write_copy(original, names, path)
-                self._copies[key] = _Copy(copy_name, names, ReadOnly(path))
+                self._copies[key] = _Copy(copy_name, names, ReadOnly(path, self._runner))
             except sqlite3.Error as error:
                 self._copies[key] = f"SQLite cannot rename the tables of {name}: {error}"
         return self._copies[key]
@@ -143,7 +142,10 @@ def _first(values: Mapping[Any, Any]) -> Any:
     return next(iter(values.values()))
 
 
-def _opened(name: str, path: Path, folder: Path) -> _Original:
+def _opened(
+    name: str, path: Path, folder: Path
+) -> tuple[Path, dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """The file of a database, made of a script where it is one, and what is in it as `tables_of` has it."""
     file = path
     try:
         if path.suffix.lower() == ".sql":
@@ -154,12 +156,12 @@ def _opened(name: str, path: Path, folder: Path) -> _Original:
         if waits := what_waits(file):
             raise DataError(f"the database {name} ({path}) cannot be read: {waits}")
         columns, others = tables_of(file)
-    except (OSError, sqlite3.Error, sqlite3.Warning, UnicodeDecodeError) as error:
+    except (OSError, sqlite3.Error) as error:
         raise DataError(
             f"the database {name} ({path}) cannot be read: {error}",
             fix="name an SQLite file, or a script that ends in .sql",
         ) from error
-    return _Original(columns, others, file, ReadOnly(file))
+    return file, columns, others
 
 
 def tables_of(path: Path) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
@@ -186,6 +188,7 @@ def _escaped(name: str) -> str:
 
 
 def _write_copy(original: _Original, names: Mapping[str, str], path: Path) -> None:
+    # Here and in `tables_of` SQLite reads and rewrites definitions; it computes nothing that stands in them.
     uri = f"{original.path.absolute().as_uri()}?mode=ro&immutable=1"
     with (
         writing(path) as temporary,

@@ -24,7 +24,7 @@ from tunesmith.errors import (
     TunesmithError,
     UsedDirectoryError,
 )
-from tunesmith.store import sha256_of_json, write_atomically
+from tunesmith.store import sha256_of_json, storage_errors, write_atomically
 
 __all__ = ["Places", "SynthesisResult", "synthesize"]
 
@@ -165,7 +165,9 @@ def synthesize(
 
 
 def _refuse_a_file_of_others(places: Places) -> None:
-    if places.out.exists() and not places.journal.exists():
+    with storage_errors(places.out):
+        is_there = places.out.exists() and not places.journal.exists()
+    if is_there:
         raise UsedDirectoryError(
             f"{places.out} is there already",
             why="it has no journal beside it, so no synthesis made it",

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunesmith.data.grow.execute import Failed, ReadOnly, same_rows
+from tunesmith.data.grow.execute import SECONDS, Failed, ReadOnly, same_rows
 from tunesmith.data.rows import Row
 from tunesmith.data.scripts import what_waits
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, counted
 from tunesmith.registry import Table
+from tunesmith.store.sqlite import QueryRunner
 
 __all__ = [
     "VERIFIERS",
@@ -98,6 +99,7 @@ class SqlAnswer:
             raise ConfigError(
                 "the verifier sql has no database", fix="name one: --database NAME=FILE"
             )
+        self._runner = QueryRunner(SECONDS)
         self._files: dict[str, ReadOnly] = {}
         for name, path in databases.items():
             if not _is_sqlite(path):
@@ -107,7 +109,7 @@ class SqlAnswer:
                 )
             if waits := what_waits(path):
                 raise ConfigError(f"the database {name} ({path}) cannot be read: {waits}")
-            self._files[name] = ReadOnly(path)
+            self._files[name] = ReadOnly(path, self._runner)
 
     def check(self, row: Row, answer: str) -> Checked:
         """Runs the answer, and the row's own answer where it has one."""
@@ -122,7 +124,7 @@ class SqlAnswer:
         if isinstance(found, Failed):
             return Checked(False, f"the query fails: {found.error}")
         if not row.answer.strip():
-            return Checked(True, f"the query runs and returns {len(found.rows)} rows")
+            return Checked(True, f"the query runs and returns {counted(len(found.rows), 'row')}")
         wanted = file.run(code_in(row.answer))
         if isinstance(wanted, Failed):
             return Checked(False, f"the row's own query fails: {wanted.error}")
@@ -131,9 +133,8 @@ class SqlAnswer:
         return Checked(False, "the query returns other rows than the row's own")
 
     def close(self) -> None:
-        """Close the databases."""
-        for file in self._files.values():
-            file.close()
+        """End the process that runs the queries."""
+        self._runner.close()
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tunesmith.data.make.records import fields_or_refuse, records
 from tunesmith.data.make.rows import Made, Order, chat, existing, read_text
-from tunesmith.errors import ConfigError, DataError
+from tunesmith.errors import ConfigError, DataError, counted
 
 __all__ = ["ClassifyOptions", "make_classify"]
 
@@ -212,7 +212,7 @@ def _say_balance(made: Made, counts: Counter[str]) -> None:
     )
     made.facts = {"labels": len(counts), "most": list(most), "fewest": list(fewest)}
     made.notes.append(
-        f"{len(counts)} labels; most rows: {most[0]} ({most[1]}), fewest: {fewest[0]} ({fewest[1]})"
+        f"{counted(len(counts), 'label')}; most rows: {most[0]} ({most[1]}), fewest: {fewest[0]} ({fewest[1]})"
     )
     if most[1] > 5 * fewest[1]:
         made.notes.append(

@@ -1,40 +1,30 @@
-"""A SQLite file that may come from anywhere, opened to be read only, under limits.
+"""A SQLite file that may come from anywhere, opened to be read only, under limits, in a process of its own.
 
-No statement can write, attach, load an extension or run without end: an authorizer lets reads pass,
-a step limit ends what takes too long, a length limit what grows too large.
+No statement can write, attach, load an extension or run without end: an authorizer lets reads pass, limits of
+steps and of time end what takes too long, limits of length and memory what grows too large. That holds for
+our own statements too: a generated column may compute anything.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tunesmith.errors import BusyError, DataError
+from tunesmith.store.sqlite import Base, Cell, Mode, QueryRows, QueryRunner
 
-__all__ = ["Steps", "guarded", "name_in_sql", "open_database", "value_in_sql"]
+__all__ = ["Database", "name_in_sql", "open_database", "value_in_sql"]
 
 MAGIC = b"SQLite format 3\0"
 MAX_STEPS = 20_000_000
 """Instructions of SQLite's virtual machine for one statement."""
-MAX_VALUE_BYTES = 1_000_000
+MAX_SECONDS = 20.0
+"""For one statement, where a single call of a function takes longer than all steps may."""
 MAX_CHECKED_BYTES = 64 * 2**20
-_STEPS_A_CALL = 1_000
-_READS = {
-    sqlite3.SQLITE_SELECT,
-    sqlite3.SQLITE_READ,
-    sqlite3.SQLITE_FUNCTION,
-    sqlite3.SQLITE_RECURSIVE,
-}
-_PRAGMAS = {
-    "table_info",
-    "table_xinfo",
-    "foreign_key_list",
-    "index_list",
-    "index_info",
-    "quick_check",
-}
+_MAX_ROWS = 10_000
+_TOO_LARGE = ("size", "memory", "process")
 _KEYWORDS_OF_SQL = (
     "add all alter and as asc attach begin between by case cast check collate column commit constraint create cross "
     "default delete desc distinct drop else end escape except exists for foreign from full group having if in index "
@@ -45,21 +35,59 @@ _KEYWORDS_OF_SQL = (
 _KEYWORDS = frozenset(_KEYWORDS_OF_SQL.split())
 
 
-class Steps:
-    """Ends a statement that takes more than `MAX_STEPS` instructions; `start` begins a new one."""
+Row = tuple[Cell, ...]
 
-    def __init__(self, limit: int = MAX_STEPS) -> None:
-        self._limit = limit
-        self._left = limit
 
-    def start(self) -> None:
-        """Give the next statement its full share."""
-        self._left = self._limit
+class Database:
+    """A database whose statements run in another process, each within limits.
 
-    def __call__(self) -> int:
-        """What SQLite calls every 1,000 instructions; non-zero ends the statement."""
-        self._left -= _STEPS_A_CALL
-        return int(self._left < 0)
+    Args:
+        runner: the process.
+        base: the database in it.
+        mode: what the statements may do.
+    """
+
+    def __init__(self, runner: QueryRunner, base: Base, mode: Mode = "look") -> None:
+        self._runner, self._base, self._mode = runner, base, mode
+
+    def rows(
+        self,
+        sql: str,
+        limit: int = _MAX_ROWS,
+        *,
+        values: Sequence[Cell] = (),
+        mode: Mode | None = None,
+    ) -> list[Row]:
+        """The first rows of a statement.
+
+        Raises:
+            sqlite3.OperationalError: "interrupted", when it takes too long; others as SQLite has them.
+            sqlite3.DataError: a value, or all of them, are too large.
+            sqlite3.Error: SQLite refuses it; the class is that of the error in the other process.
+        """
+        found = self._runner.run(
+            self._base, sql, max_rows=limit, mode=mode or self._mode, values=values
+        )
+        if isinstance(found, QueryRows):
+            return list(found.rows)
+        if found.kind in ("time", "steps"):
+            raise sqlite3.OperationalError(f"interrupted: {found.error}")
+        if found.kind in _TOO_LARGE:
+            raise sqlite3.DataError(found.error)
+        raise _CLASSES.get(found.kind, sqlite3.OperationalError)(found.error)
+
+
+_CLASSES: Mapping[str, type[sqlite3.Error]] = {
+    kind.__name__: kind
+    for kind in (
+        sqlite3.DatabaseError,
+        sqlite3.DataError,
+        sqlite3.IntegrityError,
+        sqlite3.InternalError,
+        sqlite3.NotSupportedError,
+        sqlite3.ProgrammingError,
+    )
+}
 
 
 def name_in_sql(name: str) -> str:
@@ -77,54 +105,25 @@ def value_in_sql(value: int | float | str) -> str:
     return repr(value)
 
 
-def guarded(connection: sqlite3.Connection) -> Steps:
-    """Put limits on a connection: reads only, from now on."""
-    steps = Steps()
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    connection.execute("pragma trusted_schema = off")
-    connection.execute("pragma query_only = on")
-    connection.set_authorizer(_may_read)
-    connection.set_progress_handler(steps, _STEPS_A_CALL)
-    # Text that is no UTF-8 must not end the work: it is read with marks, and then not asked about.
-    connection.text_factory = lambda data: data.decode("utf-8", "replace")
-    return steps
-
-
-def _may_read(action: int, first: str | None, _second: object, *_others: object) -> int:
-    if action in _READS:
-        return sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_PRAGMA and (first or "").lower() in _PRAGMAS:
-        return sqlite3.SQLITE_OK
-    return sqlite3.SQLITE_DENY
-
-
 @contextmanager
-def open_database(path: Path) -> Iterator[tuple[sqlite3.Connection, Steps]]:
-    """The database, and the counter of steps that its statements share.
+def open_database(path: Path) -> Iterator[Database]:
+    """The database in a file, to be read only.
 
     Raises:
         DataError: no SQLite file, damaged, or with work of another program in it.
         BusyError: another program holds it locked.
     """
     _refuse_other_files(path)
-    uri = f"{path.resolve().as_uri()}?mode=ro"
     try:
         if not _is_wal(path):
-            _refuse_locked(path, uri)
-        connection = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+            _refuse_locked(path, f"{path.resolve().as_uri()}?mode=ro")
+        with QueryRunner(MAX_SECONDS, steps=MAX_STEPS) as runner:
+            database = Database(runner, Base("file", str(path.resolve())))
+            if path.stat().st_size <= MAX_CHECKED_BYTES:
+                _refuse_damaged(database)
+            yield database
     except sqlite3.DatabaseError as error:
         raise _damaged(path, error) from error
-    try:
-        steps = guarded(connection)
-        if path.stat().st_size <= MAX_CHECKED_BYTES:
-            _refuse_damaged(path, connection, steps)
-        steps.start()
-        yield connection, steps
-    except sqlite3.DatabaseError as error:
-        raise _damaged(path, error) from error
-    finally:
-        connection.close()
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -170,22 +169,21 @@ def _refuse_locked(path: Path, uri: str) -> None:
         connection.close()
 
 
-def _refuse_damaged(path: Path, connection: sqlite3.Connection, steps: Steps) -> None:
-    steps.start()
+def _refuse_damaged(database: Database) -> None:
     try:
-        found = connection.execute("pragma quick_check(1)").fetchone()
+        found = database.rows("pragma quick_check(1)", 1, mode="verify")
     except sqlite3.OperationalError as error:
         if "interrupted" not in str(error):
             raise
         return  # too large to be checked whole: what is damaged will show when it is read
-    if found is None or found[0] != "ok":
-        raise sqlite3.DatabaseError(str(found[0] if found else "no answer"))
+    if found != [("ok",)]:
+        raise sqlite3.DatabaseError(str(found[0][0] if found else "no answer"))
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
     if "interrupted" in str(error):
         return DataError(
-            f"{path}: reading a table takes more than {MAX_STEPS:,} steps",
+            f"{path}: reading a table takes more than {MAX_STEPS:,} steps of SQLite or {MAX_SECONDS:g} s",
             fix="make a smaller database of the tables that you want questions about",
         )
     return DataError(

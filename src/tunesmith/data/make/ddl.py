@@ -1,6 +1,7 @@
 """A database from CREATE TABLE statements, in memory, its empty tables filled with seeded values.
 
-The statements may come from anywhere: only tables, indexes and their rows can be made, under a step limit.
+The statements may come from anywhere: only tables, indexes and their rows can be made, in a process of its own,
+each within limits of steps, time and memory.
 """
 
 from __future__ import annotations
@@ -9,17 +10,25 @@ import datetime
 import itertools
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.make.database import Steps, guarded, name_in_sql
+from tunesmith.data.make.database import (
+    MAX_SECONDS,
+    MAX_STEPS,
+    Database,
+    name_in_sql,
+    open_database,
+)
 from tunesmith.data.make.dialects import as_sqlite, is_left_out
 from tunesmith.data.make.english import words_of
 from tunesmith.data.make.rows import Order, read_text
 from tunesmith.errors import DataError
-from tunesmith.store import write_atomically
+from tunesmith.store import storage_errors, write_atomically
+from tunesmith.store.sqlite import Base, Cell, QueryFailed, QueryRunner
 
 __all__ = ["filled_database"]
 
@@ -31,11 +40,8 @@ _TOKEN = re.compile(
     re.S,
 )
 MAX_TRANSLATED_CHARS = 100_000
-_CREATES = {
-    sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_READ,
-    sqlite3.SQLITE_SELECT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_REINDEX,
-    sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_ALTER_TABLE, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_DELETE,
-}  # fmt: skip
+_EMPTY = Base("tables")
+_HEAP_MIB = 1024
 _FIRST = "Ada Ben Carla David Elena Frank Grace Hugo Iris Jonas Karen Leo Maria Nina Oscar Paula Rosa Simon Tara Wendy"
 _LAST = "Adams Baker Costa Dale Evans Fischer Grant Hill Ivers Jensen Klein Lane Moore Nash Olsen Park Reed Stone Vance"
 _PLACES = "Arden Bellmore Carrick Dunmore Eastvale Farleigh Glenbrook Harwick Inverley Kingsford Langley Milford"
@@ -64,67 +70,58 @@ _FROM = datetime.date(2021, 1, 1)
 
 
 @contextmanager
-def filled_database(
-    path: Path, n_rows: int, order: Order, keep: Path | None
-) -> Iterator[tuple[sqlite3.Connection, Steps]]:
-    """The database in memory, and the counter of steps that its statements share.
+def filled_database(path: Path, n_rows: int, order: Order, keep: Path | None) -> Iterator[Database]:
+    """The database, to be read only.
 
     Args:
         keep: where its file is written, if anywhere.
 
     Raises:
         DataError: SQLite refuses a statement, there are no tables, or a table cannot be filled.
+        StorageError: the disk refuses.
     """
     script = read_text(path)
-    connection = sqlite3.connect(":memory:")
-    steps = Steps()
-    connection.set_progress_handler(steps, 1_000)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000_000)
-    try:
-        connection.set_authorizer(_may_create)
-        _run(path, script, connection, steps)
-        connection.set_authorizer(None)
-        connection.set_progress_handler(None, 0)
-        _fill(path, connection, n_rows, order)
-        if keep is not None:
-            write_atomically(keep, connection.serialize())
-        yield connection, guarded(connection)
-    finally:
-        connection.close()
+    with QueryRunner(MAX_SECONDS, steps=MAX_STEPS, heap_mib=_HEAP_MIB) as runner:
+        _run(path, script, Database(runner, _EMPTY, "create"))
+        _fill(path, Database(runner, _EMPTY, "fill"), n_rows, order)
+        content = runner.content(_EMPTY)
+    if isinstance(content, QueryFailed):
+        raise DataError(f"{path}: {content.error}", fix="make a smaller database of it")
+    if keep is not None:
+        write_atomically(keep, content)
+    # A file outlives the process that a query breaks.
+    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "filled.sqlite"
+        file.write_bytes(content)
+        with open_database(file) as database:
+            yield database
 
 
-def _may_create(action: int, first: str | None, *_others: object) -> int:
-    return sqlite3.SQLITE_OK if action in _CREATES else sqlite3.SQLITE_DENY
-
-
-def _run(path: Path, script: str, connection: sqlite3.Connection, steps: Steps) -> None:
+def _run(path: Path, script: str, database: Database) -> None:
     """Run each statement; a dump's transactions, views and triggers are left out."""
     for line, statement in _statements(script):
         if is_left_out(statement):
             continue
-        error = _refusal(statement, connection, steps)
+        error = _refusal(statement, database)
         if error and len(statement) < MAX_TRANSLATED_CHARS and as_sqlite(statement) != statement:
             # The second try is SQLite's own form; where that fails too, the first refusal says more.
-            error = error if _refusal(as_sqlite(statement), connection, steps) else ""
+            error = error if _refusal(as_sqlite(statement), database) else ""
         if error:
             raise DataError(
                 f"{path}:{line}: {error}: {' '.join(statement.split())[:80]!r}",
                 why="the statements are run by SQLite, to run the queries that are made for them",
                 fix="write the statement as SQLite has it, or leave it out",
             )
-    connection.commit()
-    if not connection.execute("select 1 from sqlite_master where type = 'table'").fetchone():
+    if not database.rows("select 1 from sqlite_master where type = 'table'", 1):
         raise DataError(
             f"{path}: no CREATE TABLE statement", fix="name a file with the tables' definitions"
         )
 
 
-def _refusal(statement: str, connection: sqlite3.Connection, steps: Steps) -> str:
+def _refusal(statement: str, database: Database) -> str:
     """What SQLite says against a statement; empty when it was run."""
-    steps.start()
     try:
-        connection.execute(statement)
+        database.rows(statement, 0)
     except (sqlite3.Error, sqlite3.Warning) as error:
         said = str(error)
         return "not allowed: only tables, indexes and rows" if "authorized" in said else said
@@ -156,25 +153,22 @@ def _statements(script: str) -> Iterator[tuple[int, str]]:
         yield start, statement
 
 
-def _fill(path: Path, connection: sqlite3.Connection, n_rows: int, order: Order) -> None:
+def _fill(path: Path, database: Database, n_rows: int, order: Order) -> None:
     """Give rows to every empty table, those first that others refer to."""
-    names = [row[0] for row in connection.execute(
-        "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~'")]  # fmt: skip
-    left = list(names)
+    listed = database.rows(
+        "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~'"
+    )
+    left = [str(row[0]) for row in listed]
     while left:
-        ready = [name for name in left if not _awaited(connection, name) & set(left) - {name}]
+        ready = [name for name in left if not _awaited(database, name) & set(left) - {name}]
         for name in ready or left[:1]:
             left.remove(name)
-            (count,) = connection.execute(f"select count(*) from {name_in_sql(name)}").fetchone()
-            if not count:
-                _fill_table(path, connection, name, n_rows, order)
-    connection.commit()
+            if not database.rows(f"select 1 from {name_in_sql(name)}", 1):
+                _fill_table(path, database, name, n_rows, order)
 
 
-def _awaited(connection: sqlite3.Connection, name: str) -> set[str]:
-    return {
-        str(row[2]) for row in connection.execute(f"pragma foreign_key_list({name_in_sql(name)})")
-    }
+def _awaited(database: Database, name: str) -> set[str]:
+    return {str(row[2]) for row in database.rows(f"pragma foreign_key_list({name_in_sql(name)})")}
 
 
 @dataclass(frozen=True)
@@ -182,18 +176,16 @@ class _Rules:
     """What the cells of a table must keep to, a column (in lower case)."""
 
     table: str
-    targets: Mapping[str, list[object]]
-    allowed: Mapping[str, list[object]]
+    targets: Mapping[str, list[Cell]]
+    allowed: Mapping[str, list[Cell]]
     unique: frozenset[str]
 
 
-def _fill_table(
-    path: Path, connection: sqlite3.Connection, name: str, n_rows: int, order: Order
-) -> None:
+def _fill_table(path: Path, database: Database, name: str, n_rows: int, order: Order) -> None:
     table = name_in_sql(name)
-    infos = connection.execute(f"pragma table_info({table})").fetchall()
+    infos = database.rows(f"pragma table_info({table})")
     rules = _Rules(
-        name, _targets(connection, table), _allowed(connection, name), _unique(connection, table)
+        name, _targets(database, table), _allowed(database, name), _unique(database, table)
     )
     marks = ", ".join("?" * len(infos))
     last, n_made = "", 0
@@ -204,39 +196,45 @@ def _fill_table(
             _cell(rules, info, row, order.number(name, row, attempt, info[1])) for info in infos
         ]
         try:
-            connection.execute(f"insert into {table} values ({marks})", cells)
+            database.rows(f"insert into {table} values ({marks})", 0, values=cells)
             n_made = row + 1
         except sqlite3.IntegrityError as error:
             last = str(error)
+        except sqlite3.Error as error:
+            raise _unfilled(path, name, str(error)) from error
     if not n_made:
-        raise DataError(
-            f"{path}: the table {name} cannot be filled with made-up rows: {last}",
-            fix="add INSERT statements with rows of your own",
-        )
+        raise _unfilled(path, name, last)
 
 
-def _targets(connection: sqlite3.Connection, table: str) -> dict[str, list[object]]:
+def _unfilled(path: Path, table: str, why: str) -> DataError:
+    return DataError(
+        f"{path}: the table {table} cannot be filled with made-up rows: {why}",
+        fix="add INSERT statements with rows of your own",
+    )
+
+
+def _targets(database: Database, table: str) -> dict[str, list[Cell]]:
     """Column -> values of the key that it refers to; of the table itself: not yet any."""
-    found: dict[str, list[object]] = {}
-    for key in connection.execute(f"pragma foreign_key_list({table})").fetchall():
+    found: dict[str, list[Cell]] = {}
+    for key in database.rows(f"pragma foreign_key_list({table})"):
         parent = name_in_sql(str(key[2]))
         column = key[4]
         if column is None:
-            keys = [i[1] for i in connection.execute(f"pragma table_info({parent})") if i[5]]
+            keys = [i[1] for i in database.rows(f"pragma table_info({parent})") if i[5]]
             column = keys[0] if keys else "rowid"
-        values = connection.execute(f"select {name_in_sql(str(column))} from {parent}").fetchall()
+        values = database.rows(f"select {name_in_sql(str(column))} from {parent}")
         found[str(key[3]).lower()] = [value[0] for value in values]
     return found
 
 
-def _allowed(connection: sqlite3.Connection, name: str) -> dict[str, list[object]]:
+def _allowed(database: Database, name: str) -> dict[str, list[Cell]]:
     """Column -> values that a CHECK (column IN (...)) lets pass."""
-    (sql,) = connection.execute(
-        "select sql from sqlite_master where type = 'table' and name = ?", (name,)
-    ).fetchone()
-    found: dict[str, list[object]] = {}
+    ((sql,),) = database.rows(
+        "select sql from sqlite_master where type = 'table' and name = ?", values=(name,)
+    )
+    found: dict[str, list[Cell]] = {}
     for column, items in re.findall(
-        r"check\s*\(\s*[\"`\[]?(\w+)[\"`\]]?\s+in\s*\(([^()]*)\)", sql or "", re.I
+        r"check\s*\(\s*[\"`\[]?(\w+)[\"`\]]?\s+in\s*\(([^()]*)\)", str(sql or ""), re.I
     ):
         values = re.findall(r"'((?:[^']|'')*)'|(-?\d+)", items)
         found[column.lower()] = [
@@ -245,17 +243,17 @@ def _allowed(connection: sqlite3.Connection, name: str) -> dict[str, list[object
     return found
 
 
-def _unique(connection: sqlite3.Connection, table: str) -> frozenset[str]:
+def _unique(database: Database, table: str) -> frozenset[str]:
     """Columns that must not repeat a value."""
     found: set[str] = set()
-    for index in connection.execute(f"pragma index_list({table})").fetchall():
-        columns = connection.execute(f"pragma index_info({name_in_sql(str(index[1]))})").fetchall()
+    for index in database.rows(f"pragma index_list({table})"):
+        columns = database.rows(f"pragma index_info({name_in_sql(str(index[1]))})")
         if index[2] and len(columns) == 1:
             found.add(str(columns[0][2]).lower())
     return frozenset(found)
 
 
-def _cell(rules: _Rules, info: Sequence[object], row: int, number: int) -> object:
+def _cell(rules: _Rules, info: Sequence[object], row: int, number: int) -> Cell:
     name, kind = str(info[1]), str(info[2]).lower()
     words = words_of(name)
     for given in (rules.targets, rules.allowed):

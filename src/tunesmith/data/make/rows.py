@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith.errors import ConfigError, DataError, MissingError
-from tunesmith.store import write_atomically, writing_folder
+from tunesmith.errors import ConfigError, DataError, MissingError, counted
+from tunesmith.store import storage_errors, write_atomically, writing_folder
 
 __all__ = [
     "SPLITS",
@@ -135,7 +135,7 @@ def divided(names: Iterable[str], ratios: Mapping[str, float], order: Order) -> 
     wanted = {split: ratio for split, ratio in ratios.items() if ratio > 0}
     if len(found) <= len(wanted):
         raise DataError(
-            f"{len(found)} different groups cannot be divided into {len(wanted) + 1} splits",
+            f"{counted(len(found), 'different group')} cannot be divided into {len(wanted) + 1} splits",
             fix="give more material, or do not hold anything out",
         )
     splits = dict.fromkeys(found, "train")
@@ -209,10 +209,14 @@ def write(made: Made, out: Path | None, *, dropped: Path | None = None) -> list[
         write_atomically(dropped, lines_of(gone.as_dict() for gone in made.dropped))
     if out is None:
         return []
-    if out.suffix and not out.is_dir():
+    with storage_errors(out):
+        is_file = bool(out.suffix) and not out.is_dir()
+    if is_file:
         write_atomically(out, lines_of(made.rows))
         return [out]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with storage_errors(out):
+        is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_used:
         raise ConfigError(f"{out} holds files already", fix="name a new folder, or a FILE.jsonl")
     by_split: dict[str, list[dict[str, Any]]] = {}
     for row in made.rows:

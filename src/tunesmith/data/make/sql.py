@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.data.make.database import MAGIC, Steps, open_database
+from tunesmith.data.make.database import MAGIC, Database, open_database
 from tunesmith.data.make.ddl import filled_database
 from tunesmith.data.make.questions import Question, questions_of
 from tunesmith.data.make.rows import Made, Order, chat, divided, existing
@@ -92,18 +92,18 @@ def make_sql(path: Path, options: SqlOptions | None = None, *, keep: Path | None
     """
     options = options or SqlOptions()
     made = Made("sql")
-    with _opened(path, options, keep) as (connection, steps):
-        found = read_tables(connection, steps, options.names)
+    with _opened(path, options, keep) as database:
+        found = read_tables(database, options.names)
         tables = found.tables
-        _refuse_unknown_names(options.names, connection)
+        _refuse_unknown_names(options.names, database)
         _note_left_out(made, found)
         useful = [table for table in tables if table.n_rows]
         for table in tables:
             if not table.n_rows:
                 made.drop(f"{path.name}#{table.name}", table.name, "the table has no rows")
         made.facts = _facts(useful, found.words)
-        system = _system(connection, tables, options)
-        for question in _chosen(useful, _Judge(connection, steps, made, path), options):
+        system = _system(database, tables, options)
+        for question in _chosen(useful, _Judge(database, made, path), options):
             made.rows.append(_row(question, path, system))
     _split(made, options)
     _note_parts(made, useful)
@@ -125,17 +125,15 @@ def _why_nothing(found: Contents) -> str:
 def words_used(path: Path, options: SqlOptions | None = None) -> str:
     """YAML with the words of every table and column, to be read, changed and given as `names`."""
     options = options or SqlOptions()
-    with _opened(path, options, None) as (connection, steps):
-        found = read_tables(connection, steps, options.names)
+    with _opened(path, options, None) as database:
+        found = read_tables(database, options.names)
     lines = [f"{key}: {value}" for key, value in found.words.items()]
     lines += [f"{key}: ~  # unclear: give it words, or leave it out" for key in found.unnamed]
     return "\n".join(sorted(lines)) + "\n"
 
 
 @contextmanager
-def _opened(
-    path: Path, options: SqlOptions, keep: Path | None
-) -> Iterator[tuple[sqlite3.Connection, Steps]]:
+def _opened(path: Path, options: SqlOptions, keep: Path | None) -> Iterator[Database]:
     existing(path, folder=False)
     with path.open("rb") as stream:
         is_database = stream.read(len(MAGIC)) == MAGIC
@@ -150,10 +148,8 @@ def _opened(
 class _Judge:
     """Runs queries and says why a question is not kept."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, steps: Steps, made: Made, path: Path
-    ) -> None:
-        self.connection, self.steps, self.made, self.path = connection, steps, made, path
+    def __init__(self, database: Database, made: Made, path: Path) -> None:
+        self.database, self.made, self.path = database, made, path
         self.known: dict[str, str] = {}
         self.asked: set[str] = set()
 
@@ -176,12 +172,12 @@ class _Judge:
 
     def _reason(self, question: Question) -> str:
         try:
-            rows = self._rows(question.sql, MAX_RESULT_ROWS + 1)
+            rows = self.database.rows(question.sql, MAX_RESULT_ROWS + 1)
             if reason := _trivial(rows, question):
                 return reason
             if question.ranks is not None:
                 sql, n_taken = question.ranks
-                ranks = self._rows(sql, n_taken + 1)
+                ranks = self.database.rows(sql, n_taken + 1)
                 if len(ranks) > n_taken and ranks[n_taken - 1] == ranks[n_taken]:
                     return "a tie: which row comes last is not settled"
                 if len(ranks) <= n_taken:
@@ -191,10 +187,6 @@ class _Judge:
                 raise
             return "takes too long" if "interrupted" in str(error) else f"the query fails: {error}"
         return ""
-
-    def _rows(self, sql: str, limit: int) -> list[tuple[object, ...]]:
-        self.steps.start()
-        return self.connection.execute(sql).fetchmany(limit)
 
 
 def _trivial(rows: Sequence[tuple[object, ...]], question: Question) -> str:
@@ -270,15 +262,15 @@ def _split(made: Made, options: SqlOptions) -> None:
     made.rows = kept
 
 
-def _system(connection: sqlite3.Connection, tables: Sequence[Table], options: SqlOptions) -> str:
+def _system(database: Database, tables: Sequence[Table], options: SqlOptions) -> str:
     lines = [options.instruction] if options.instruction else []
     for table in tables if options.schema != "none" else ():
         if options.schema == "compact":
-            infos = connection.execute(f"pragma table_info({table.sql})").fetchall()
+            infos = database.rows(f"pragma table_info({table.sql})")
             lines.append(f"{table.name}({' '.join(str(info[1]) for info in infos)})")
         else:
             sql = "select sql from sqlite_master where type = 'table' and name = ?"
-            lines.append(f"{connection.execute(sql, (table.name,)).fetchone()[0]};")
+            lines.append(f"{database.rows(sql, 1, values=(table.name,))[0][0]!s};")
     return "\n".join(lines)
 
 
@@ -314,18 +306,18 @@ def _note_parts(made: Made, tables: Sequence[Table]) -> None:
             )
 
 
-def _refuse_unknown_names(names: Names, connection: sqlite3.Connection) -> None:
+def _refuse_unknown_names(names: Names, database: Database) -> None:
     """Words for something that is not there are a slip of the pen.
 
     Raises:
         ConfigError: names them all.
     """
     known: set[str] = set()
-    for (table,) in connection.execute("select name from sqlite_master where type = 'table'"):
+    for (table,) in database.rows("select name from sqlite_master where type = 'table'"):
         known.add(str(table).lower())
         quoted = '"' + str(table).replace('"', '""') + '"'
-        for info in connection.execute(f"pragma table_info({quoted})"):
-            known.add(f"{table}.{info[1]}".lower())
+        for info in database.rows(f"pragma table_info({quoted})"):
+            known.add(f"{table!s}.{info[1]!s}".lower())
     unknown = [key for key in names if key.lower() not in known]
     if unknown:
         raise ConfigError(

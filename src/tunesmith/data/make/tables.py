@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tunesmith.data.make.database import Steps, name_in_sql
+from tunesmith.data.make.database import Database, name_in_sql
 from tunesmith.data.make.english import is_cryptic, noun_phrase, plural, singular, words_of
 
 __all__ = ["Column", "Contents", "Link", "Names", "Table", "read_tables"]
@@ -104,17 +104,15 @@ class Table:
 class _Reader:
     """Reads one database; `unnamed` gathers what has no clear English name."""
 
-    def __init__(self, connection: sqlite3.Connection, steps: Steps, names: Names) -> None:
-        self.connection = connection
-        self.steps = steps
+    def __init__(self, database: Database, names: Names) -> None:
+        self.database = database
         self.names = {key.lower(): value for key, value in names.items()}
         self.unnamed: list[str] = []
         self.unread: list[str] = []
         self.words: dict[str, str] = {}
 
     def rows(self, sql: str, limit: int = 10_000) -> list[tuple[Value | None, ...]]:
-        self.steps.start()
-        return self.connection.execute(sql).fetchmany(limit)
+        return self.database.rows(sql, limit)  # type: ignore[return-value]
 
     def tried(self, sql: str, limit: int = 10_000) -> list[tuple[Value | None, ...]]:
         """The rows; none when getting them takes too long, or a value is too large."""
@@ -162,9 +160,9 @@ class Contents:
     words: dict[str, str]
 
 
-def read_tables(connection: sqlite3.Connection, steps: Steps, names: Names) -> Contents:
+def read_tables(database: Database, names: Names) -> Contents:
     """Tables with their columns and links. SQLite's own tables, virtual ones and views are not read."""
-    reader = _Reader(connection, steps, names)
+    reader = _Reader(database, names)
     listed = reader.rows(
         "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~' "
         "and coalesce(sql, '') not like 'create virtual%' order by rowid",

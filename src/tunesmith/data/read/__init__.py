@@ -10,13 +10,11 @@ from tunesmith.data.read.places import Places, expand, survey
 from tunesmith.data.read.source import (
     AUTO,
     FORMS,
-    RawFile,
     Source,
     open_source,
     parse_chunk,
     parse_each,
     parse_rows,
-    read_file,
 )
 from tunesmith.data.read.stream import STDIN
 
@@ -27,13 +25,11 @@ __all__ = [
     "Chunk",
     "Limits",
     "Places",
-    "RawFile",
     "Source",
     "expand",
     "open_source",
     "parse_chunk",
     "parse_each",
     "parse_rows",
-    "read_file",
     "survey",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -19,13 +18,11 @@ from tunesmith.registry import Table
 __all__ = [
     "AUTO",
     "FORMS",
-    "RawFile",
     "Source",
     "open_source",
     "parse_chunk",
     "parse_each",
     "parse_rows",
-    "read_file",
 ]
 
 AUTO = "auto"
@@ -223,28 +220,3 @@ def _form(name: str) -> Form:
     """A form of the table, which asks all installed packages for their rows at each look."""
     found: Form = FORMS.load(name)
     return found
-
-
-@dataclass
-class RawFile:
-    """What a file held.
-
-    Attributes:
-        sha256: of the file's bytes on the disk.
-    """
-
-    path: Path
-    rows: list[RawRow] = field(default_factory=list)
-    n_bytes: int = 0
-    sha256: str = ""
-
-
-def read_file(path: Path, problems: Problems, *, form: str = AUTO) -> RawFile:
-    """All rows of a file at once. What is wrong goes to `problems`.
-
-    Raises:
-        As `open_source` and `Source.rows`.
-    """
-    source = open_source(path, form=form)
-    rows = list(source.rows(problems))
-    return RawFile(path, rows, source.n_bytes, source.sha256)

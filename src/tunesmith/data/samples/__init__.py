@@ -15,7 +15,7 @@ from typing import Any
 from tunesmith.data.samples import arithmetic, code_docs, preferences, support, text_to_sql
 from tunesmith.errors import ConfigError
 from tunesmith.registry import nearest
-from tunesmith.store import writing_folder
+from tunesmith.store import storage_errors, writing_folder
 
 __all__ = ["SAMPLES", "describe", "load_sample", "write_sample"]
 
@@ -70,7 +70,9 @@ def write_sample(name: str, out: Path) -> list[Path]:
         StorageError: the disk refuses; then nothing is left behind.
     """
     module = load_sample(name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with storage_errors(out):
+        is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_used:
         raise ConfigError(f"{out} holds files already", fix="name a new folder")
     scripts = {f"databases/{base}.sql": path for base, path in module.scripts().items()}
     rows = {f"{split}.jsonl": path for split, path in module.row_files().items()}

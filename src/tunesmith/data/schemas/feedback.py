@@ -10,6 +10,7 @@ from tunesmith.data.schemas.completion import prompt_and
 from tunesmith.data.schemas.cut import CannotHold, Cut
 from tunesmith.data.schemas.picked import Picked
 from tunesmith.data.schemas.turns import under_system
+from tunesmith.errors import counted
 
 __all__ = ["label_of", "read", "verdict_of", "write", "write_texts"]
 
@@ -35,7 +36,7 @@ def read(picked: Picked) -> Row | None:
     tools = picked.tools()
     if found is not None and len(found[1].value) != 1:
         picked.wrong(
-            f"{picked.named('completion')}: {len(found[1].value)} turns; "
+            f"{picked.named('completion')}: {counted(len(found[1].value), 'turn')}; "
             "it must be one turn of the assistant"
         )
     good = verdict_of(label.value) if label else None

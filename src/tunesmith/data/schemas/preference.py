@@ -15,6 +15,7 @@ from tunesmith.data.schemas.cut import CannotHold, Cut, Turn, joined
 from tunesmith.data.schemas.picked import Picked
 from tunesmith.data.schemas.slices import as_field, items_of, json_text, listed_as
 from tunesmith.data.schemas.turns import said_in, turn, under_system
+from tunesmith.errors import counted
 
 __all__ = [
     "HUMAN",
@@ -78,7 +79,7 @@ def _problems(picked: Picked, prompt: Field, chosen: Field, rejected: Field) -> 
     for use, answer in (("chosen", chosen), ("rejected", rejected)):
         name = picked.named(use)
         if len(answer.value) != 1:
-            yield f"{name}: {len(answer.value)} turns; it must be one turn of the assistant"
+            yield f"{name}: {counted(len(answer.value), 'turn')}; it must be one turn of the assistant"
             continue
         for problem in both_problems(prompt, answer, at, name):
             if problem not in told:

@@ -1,10 +1,10 @@
 """The child process: llama.cpp's own HTTP server on a loopback port, until the parent goes away.
 
 Started as `python -m tunesmith.engine.backends.llama_child` by `llama_process`. The first line of
-stdin is a JSON object (model_path, api_key, threads, slots, context_tokens); it comes that way
-because other users of the machine can read a command line. One JSON line on stdout answers: `url`,
-or `error`. llama.cpp's log goes to stderr. The end of stdin is the order to stop, and comes by
-itself when the parent dies.
+stdin is a JSON object (model_path, lora_path, exact, api_key, threads, slots, context_tokens); it
+comes that way because other users of the machine can read a command line. One JSON line on stdout
+answers: `url`, or `error`. llama.cpp's log goes to stderr. The end of stdin is the order to stop,
+and comes by itself when the parent dies.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ def _serve(options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
 
     params = xllamacpp.CommonParams()
     params.model.path = options["model_path"]
+    if options["lora_path"] is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options["lora_path"], 1.0)]
+    if options["exact"]:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        kinds = xllamacpp.llama_flash_attn_type
+        params.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.api_keys = [options["api_key"]]

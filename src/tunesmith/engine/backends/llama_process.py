@@ -16,6 +16,7 @@ from typing import IO
 
 from tunesmith.errors import EngineError, EnvironmentProblem, MissingError, ModelError, StorageError
 from tunesmith.models.devices import default_threads
+from tunesmith.models.files import refuse_damaged_gguf
 
 __all__ = ["Endpoint", "LlamaProcess", "LlamaSettings"]
 
@@ -38,6 +39,9 @@ class LlamaSettings:
         log_path: file that llama.cpp's log is appended to; None keeps the last lines in memory.
         start_seconds: longest time from start to ready.
         silence_seconds: longest time without a byte from the engine before it counts as hung.
+        lora_path: a GGUF LoRA file that is put on the model; None for the model as it is.
+        exact: keys and values in float32 and no flash attention, whose products are of float16: a
+            float32 file then differs from transformers by rounding alone. Slower; for proofs.
     """
 
     context_tokens: int = 2_048
@@ -46,6 +50,8 @@ class LlamaSettings:
     log_path: Path | None = None
     start_seconds: float = 120.0
     silence_seconds: float = 600.0
+    lora_path: Path | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class LlamaProcess:
 
     def __init__(self, model_path: Path, settings: LlamaSettings) -> None:
         _check_model_file(model_path)
+        if settings.lora_path is not None:
+            _check_model_file(settings.lora_path)
         if find_spec("xllamacpp") is None:
             raise EnvironmentProblem(
                 "llama.cpp is not installed",
@@ -210,6 +218,8 @@ class LlamaProcess:
         settings = self.settings
         options = {
             "model_path": str(self.model_path),
+            "lora_path": None if settings.lora_path is None else str(settings.lora_path),
+            "exact": settings.exact,
             "api_key": api_key,
             "threads": settings.threads or default_threads(),
             "slots": settings.slots,
@@ -293,20 +303,16 @@ def _open_log(path: Path | None) -> IO[str] | None:
 
 
 def _check_model_file(path: Path) -> None:
-    """llama.cpp's own messages for these are buried in its log."""
+    """llama.cpp is C++ and trusts much of a file: one that is not sound never reaches it.
+
+    Its own messages are buried in its log, too.
+    """
     if not path.is_file():
         raise MissingError(f"no model file at {path}", fix="export the model, or mend the path")
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        refuse_damaged_gguf(path)
     except OSError as error:
         raise MissingError(
             f"the model file {path} cannot be read: {error.strerror}",
             fix="check its permissions",
         ) from error
-    if magic != b"GGUF":
-        raise ModelError(
-            f"{path} is not a GGUF file",
-            why=f"it starts with {magic!r} instead of b'GGUF'",
-            fix="export the model again",
-        )

@@ -11,9 +11,9 @@ from typing import Self
 from tunesmith.config import SqlExecutionTask
 from tunesmith.errors import DataError, listed
 from tunesmith.evaluate.tasks.judgement import Example, Judgement, Unusable
-from tunesmith.evaluate.tasks.query_runner import QueryFailed, QueryRows, QueryRunner
 from tunesmith.evaluate.tasks.result_rows import same_rows
 from tunesmith.registry import nearest
+from tunesmith.store.sqlite import QueryFailed, QueryRows, QueryRunner
 
 __all__ = ["SqlExecution", "query_in"]
 
@@ -69,7 +69,7 @@ class SqlExecution:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._runner.__exit__(kind, error, trace)
+        self._runner.close()
 
     def prepare(self, examples: Sequence[Example]) -> tuple[list[Unusable], list[str]]:
         """Run every reference query once.

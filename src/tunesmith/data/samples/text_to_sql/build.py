@@ -2,7 +2,8 @@
 
 Every query is run when the set is built. Of the six phrasings of a question four are for training,
 one is for the test and one for the test or the validation, so no wording of the test is seen in
-training. Values are also divided, as far as a pattern has enough of them.
+training. Values are also divided, as far as a pattern has enough of them, and a question that is nearly one
+of another split is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.near import Said, are_near
 from tunesmith.data.samples.text_to_sql.tables import (
     SCHEMAS_DIR,
     Schema,
@@ -90,9 +92,10 @@ def build() -> dict[str, str]:
             pools += [_pool(schema, connection, i) for i in range(len(schema.patterns))]
         finally:
             connection.close()
-    taken: set[tuple[str, str]] = set()
+    taken = _Taken()
     files = {f"databases/{schema.name}.sql": script(schema) for schema in schemas}
     for split, n_rows in WANTED_ROWS.items():
+        taken.begin()
         questions = _choose([pool[split] for pool in pools], n_rows, taken)
         if len(questions) < n_rows:
             raise ValueError(f"{split}: {len(questions)} questions, {n_rows} wanted")
@@ -193,16 +196,41 @@ def _is_usable(connection: sqlite3.Connection, sql: str) -> bool:
     return sorted(rows, key=repr) == sorted(again, key=repr)
 
 
-def _choose(
-    pools: list[list[Question]], n_rows: int, taken: set[tuple[str, str]]
-) -> list[Question]:
-    """Take turns among the patterns until there are enough; no question twice, in any split."""
+class _Taken:
+    """Questions that splits have: none is asked twice, and none is nearly one of another split."""
+
+    def __init__(self) -> None:
+        self._texts: set[tuple[str, str]] = set()
+        self._here: dict[tuple[str, str], list[Said]] = {}
+        self._before: dict[tuple[str, str], list[Said]] = {}
+
+    def begin(self) -> None:
+        """What comes now is another split's."""
+        for kind, asked in self._here.items():
+            self._before.setdefault(kind, []).extend(asked)
+        self._here = {}
+
+    def takes(self, question: Question) -> bool:
+        """Whether a question is new; it is noted then."""
+        kind = (question.database, question.pattern)
+        key = (question.database, normalised(question.text))
+        asked = Said(question.text, question.sql)
+        # As the leak check between splits has it.
+        if key in self._texts or any(
+            are_near(asked, other, answers="help") for other in self._before.get(kind, ())
+        ):
+            return False
+        self._texts.add(key)
+        self._here.setdefault(kind, []).append(asked)
+        return True
+
+
+def _choose(pools: list[list[Question]], n_rows: int, taken: _Taken) -> list[Question]:
+    """Take turns among the patterns until there are enough."""
     chosen: list[Question] = []
     for turn in itertools.zip_longest(*pools):
         for question in ordered([q for q in turn if q is not None], "turn", len(chosen)):
-            key = (question.database, normalised(question.text))
-            if key not in taken and len(chosen) < n_rows:
-                taken.add(key)
+            if len(chosen) < n_rows and taken.takes(question):
                 chosen.append(question)
     return chosen
 

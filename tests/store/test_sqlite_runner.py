@@ -1,12 +1,20 @@
 """Hostile and harmless queries in the isolated process."""
 
+import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from tunesmith.errors import EnvironmentProblem
-from tunesmith.evaluate.tasks.query_runner import QueryFailed, QueryRows, QueryRunner
+from tunesmith.store.sqlite import Base, QueryFailed, QueryRows, QueryRunner, child
 
 
 @pytest.fixture
@@ -220,3 +228,119 @@ def test_a_process_that_was_killed_from_outside_is_started_again(database):
         runner._child.kill()
         runner._child.wait()
         assert isinstance(runner.run(database, "SELECT 1", max_rows=1), QueryRows)
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n"
+SLOW = "SELECT instr(hex(zeroblob(500000)), hex(zeroblob(250000)) || '1')"
+
+
+def test_a_query_may_have_so_many_steps(database):
+    with QueryRunner(seconds=60, steps=50_000) as runner:
+        found = runner.run(database, ENDLESS, max_rows=1)
+        assert found == QueryFailed("it did not end within 50,000 steps of SQLite")
+        assert found.kind == "steps"
+
+
+def test_what_a_script_makes_is_only_read_and_made_again_after_a_death(tmp_path):
+    script = tmp_path / "s.sql"
+    script.write_text(
+        "create table t (a); insert into t values (1); create temp view t as select 2"
+    )
+    with QueryRunner(seconds=1) as runner:
+        for _ in range(2):
+            found = runner.run(Base.of(script), "select a from t", max_rows=1)
+            assert found == QueryRows(((1,),), 1, more=False)
+            written = runner.run(Base.of(script), "delete from t", max_rows=1)
+            assert isinstance(written, QueryFailed)
+            runner._child.kill()
+            runner._child.wait()
+
+
+def test_a_database_that_cannot_be_opened_says_so_of_itself(tmp_path):
+    (tmp_path / "s.sql").write_text("create tabel t (a)")
+    with QueryRunner(seconds=1) as runner:
+        for path in (tmp_path / "s.sql", tmp_path / "absent.sql"):
+            found = runner.run(Base.of(path), "select 1", max_rows=1)
+            assert isinstance(found, QueryFailed)
+            assert found.is_opening
+
+
+def test_more_databases_than_are_held_open_all_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.store.sqlite.runner._MAX_OPEN", 2)
+    paths = [tmp_path / f"{n}.sqlite" for n in range(4)]
+    for n, path in enumerate(paths):
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"CREATE TABLE t AS SELECT {n} AS a")
+        connection.close()
+    with QueryRunner(seconds=5) as runner:
+        for n, path in [*enumerate(paths), (0, paths[0])]:
+            assert runner.run(path, "SELECT a FROM t", max_rows=1).rows == ((n,),)
+
+
+def test_the_reply_to_an_interrupted_question_answers_no_other(database):
+    main = threading.get_ident()
+    with QueryRunner(seconds=1) as runner:
+        runner.run(database, "SELECT 1", max_rows=1)
+        timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(database, ENDLESS, max_rows=1)
+        timer.join()
+        assert runner.run(database, "SELECT 7", max_rows=1).rows == ((7,),)
+
+
+def test_a_copy_of_a_runner_in_a_forked_process_leaves_the_child_alone(database):
+    with QueryRunner(seconds=1) as runner:
+        runner.run(database, "SELECT 1", max_rows=1)
+        before = runner._child.pid
+        if not (pid := os.fork()):
+            found = runner.run(database, "SELECT 2", max_rows=1)
+            is_own = found.rows == ((2,),) and runner._child.pid != before
+            runner.close()
+            os._exit(0 if is_own else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert runner.run(database, "SELECT 3", max_rows=1).rows == ((3,),)
+        assert runner._child.pid == before
+
+
+@pytest.mark.slow
+def test_a_child_in_an_endless_call_ends_by_itself_when_its_parent_is_killed(database):
+    program = (
+        "import sys; from pathlib import Path; from tunesmith.store.sqlite import QueryRunner\n"
+        "runner = QueryRunner(1.0); path = Path(sys.argv[1])\n"
+        "runner.run(path, 'SELECT 1', max_rows=1); print(runner._child.pid, flush=True)\n"
+        "runner.run(path, sys.argv[2], max_rows=1)"
+    )
+    asked = [sys.executable, "-c", program, str(database), SLOW]
+    with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        time.sleep(0.3)
+        parent.kill()
+    for _ in range(200):
+        if is_gone(child):
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")
+
+
+def is_gone(pid):
+    """Ended; where nobody waits for orphans it stays as a zombie."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.slow
+def test_a_system_without_a_timer_of_its_own_ends_a_slow_call_too(database):
+    program = (
+        "import runpy, signal, sys; del signal.setitimer; "
+        f"sys.argv = ['child', '{2**28}']; runpy.run_path(r'{child.__file__}', run_name='__main__')"
+    )
+    requests = [
+        {"do": "open", "kind": "file", "text": str(database), "seconds": 1, "steps": None},
+        {"do": "run", "sql": SLOW, "values": [], "mode": "read", "max_rows": 1, "seconds": 0.1, "steps": None},
+    ]  # fmt: skip
+    lines = "".join(json.dumps({"base": 1, "drop": [], **one}) + "\n" for one in requests)
+    found = subprocess.run(
+        [sys.executable, "-c", program], input=lines, text=True, check=False, capture_output=True
+    )
+    assert found.returncode == child.OUT_OF_TIME, found.stderr

@@ -1,0 +1,210 @@
+"""`tunesmith merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunesmith.cli.options import json_option
+from tunesmith.cli.screen import note, print_json, table, where
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tunesmith.export.merge import MergeResult
+    from tunesmith.store import Artifact
+
+__all__ = ["merge"]
+
+
+class _Listed(click.ParamType):  # type: ignore[type-arg]
+    """Values with commas between them."""
+
+    name = "list"
+
+    def __init__(self, kind: type[str] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """The values of a list."""
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        if not all(words):
+            self.fail(f"{value!r} holds an empty value", param, ctx)
+        try:
+            return tuple(self.kind(word) for word in words)
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 0.5,0.5", param, ctx)
+
+
+def _methods() -> str:
+    return (
+        "linear, task_arithmetic, ties, dare_linear, dare_ties, slerp or concat "
+        "(adapters into one adapter)."
+    )
+
+
+@click.command
+@click.option(
+    "--models",
+    required=True,
+    type=_Listed(str),
+    metavar="A,B,...",
+    help="Training runs, exports, PEFT adapters or model folders, with commas between.",
+)
+@click.option(
+    "--weights",
+    type=_Listed(float),
+    metavar="0.4,0.6",
+    help="One a model, or one for all. [default: the same for each]",
+)
+@click.option("--method", default="linear", show_default=True, metavar="NAME", help=_methods())
+@click.option(
+    "--base",
+    metavar="MODEL",
+    help="What adapters are put on and differences are taken from: a folder, a .gguf file, `embedded`, or "
+    "a Hub id that is in the local cache. [default: what the models name]",
+)
+@click.option(
+    "--density",
+    "densities",
+    type=_Listed(float),
+    metavar="0.5,0.5",
+    help="Share of each model's differences that stays (ties, dare). [default: 1]",
+)
+@click.option(
+    "--lambda", "scale", type=float, help="Multiplies the merged differences. [default: 1]"
+)
+@click.option("--t", type=float, help="slerp: 0 is the first model, 1 the second. [default: 0.5]")
+@click.option(
+    "--normalize/--no-normalize",
+    "normalise",
+    default=None,
+    help="Divide by the sum of the weights. [default: for linear and ties]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of dare's random choice.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A new folder for the result.",
+)
+@click.option(
+    "--evaluate",
+    "recipe",
+    metavar="RECIPE",
+    help="Then let the result and its parents answer this recipe's test rows, and compare them.",
+)
+@click.option(
+    "--export",
+    "forms",
+    metavar="RECIPE",
+    help="Then export the result in this recipe's forms, each checked; `tunesmith serve` takes the bundle.",
+)
+@json_option
+def merge(recipe: str | None, forms: str | None, as_json: bool, **asked: Any) -> None:
+    """Merge several models, or adapters, into one.
+
+    Every weight is merged in float32 and rounded once, into the format of the base. The result
+    is a sealed folder; its `model` (after concat its `adapter`) can be a recipe's model.base.
+
+    \b
+    Examples:
+      tunesmith merge --models runs/a/train-01,runs/b/train-02 --weights 0.5,0.5 --out merged
+      tunesmith merge --models a,b,c --method ties --density 0.5 --base base --out merged
+      tunesmith merge --models a,b --method slerp --t 0.3 --out merged --evaluate recipe.yaml
+    """
+    from tunesmith import pipeline
+    from tunesmith.cli.options import Asked as Recipes
+    from tunesmith.export.merge import Asked, run
+
+    judging, exporting = (
+        None if name is None else Recipes((name,), ()).load(section)
+        for name, section in ((recipe, "evaluate"), (forms, "export"))
+    )
+    for loaded in (judging, exporting):
+        if loaded is not None:
+            pipeline.check_rows(loaded)
+    result = run(Asked(**asked))
+    ranking = None if judging is None else pipeline.rank_merge(judging, result)
+    bundle = None if exporting is None else pipeline.export_merge(exporting, result)
+    if as_json:
+        found = _as_dict(result)
+        if ranking is not None:
+            found["evaluation"] = _ranked(ranking)
+        if bundle is not None:
+            found["export"] = {"directory": str(bundle.dir), "facts": dict(bundle.facts)}
+        print_json(found)
+        return
+    _print(result)
+    if ranking is not None:
+        _print_ranking(_ranked(ranking))
+    if bundle is not None:
+        click.echo(f"export: {', '.join(bundle.facts['forms'])} in {where(bundle.dir)}")
+
+
+def _as_dict(result: MergeResult) -> dict[str, Any]:
+    return {
+        "directory": str(result.artifact.dir),
+        "model": str(result.dir),
+        "sha256": result.artifact.sha256,
+        "reused": result.reused,
+        "facts": dict(result.artifact.facts),
+    }
+
+
+def _ranked(ranking: Artifact) -> dict[str, Any]:
+    return {**ranking.facts, "directory": str(ranking.dir)}
+
+
+def _print(result: MergeResult) -> None:
+    facts = result.artifact.facts
+    if result.reused:
+        note(f"{where(result.artifact.dir)} holds this very merge: it is used again")
+    for text in result.plan.notes:
+        note(f"note: {text}")
+    rows = [
+        (parent["path"], parent["kind"], f"{parent['weight']:g}", parent["quantised_base"] or "")
+        for parent in facts["parents"]
+    ]
+    table(("parent", "", "weight", "trained on a base in"), rows, right=(2,))
+    for given, effect in result.effects.items():
+        click.echo(f"{given}: {effect.told}")
+    base = f" of {facts['base']['name']}" if "base" in facts else ""
+    what = (
+        f"an adapter of rank {facts['rank']}"
+        if "rank" in facts
+        else f"{facts['weights']:,} weights"
+    )
+    click.echo(f"{facts['method']['kind']}: {what}{base}, sealed in {where(result.artifact.dir)}")
+    click.echo(f"model: {where(result.dir)}")
+
+
+def _print_ranking(ranking: Mapping[str, Any]) -> None:
+    rows = []
+    for found in ranking["models"]:
+        low, high = found["interval"]
+        gain = found["against_best"]
+        rows.append(
+            (
+                found["name"],
+                f"{found['correct']} of {ranking['n']}",
+                f"{found['accuracy']:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                ""
+                if gain is None
+                else f"{gain['points']:+.1f} [{gain['interval_points'][0]:+.1f}, "
+                f"{gain['interval_points'][1]:+.1f}], p = {gain['p_value']:.3g}: {gain['verdict']}",
+            )
+        )
+    level = f"{100 * ranking['confidence']:g} % interval"
+    title = f"task {ranking['task']}, n = {ranking['n']} test rows, greedy decoding"
+    headers = ("model", "correct", "accuracy", level, f"points against {ranking['best_parent']}")
+    table(headers, rows, title=title, right=(1, 2))
+    for text in ranking["warnings"]:
+        note(f"note: {text}")
+    click.echo(f"answers: {where(Path(ranking['directory']))}")

@@ -1,0 +1,141 @@
+"""ONNX files: lengths, operators and the files of their weights, read without onnx or protobuf.
+
+Format: Protocol Buffers' wire format (https://protobuf.dev/programming-guides/encoding) and
+`onnx/onnx.proto`: ModelProto.graph = 7, GraphProto.node = 1, .initializer = 5, NodeProto.domain = 7,
+TensorProto.name = 8, .external_data = 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tunesmith.export.check.report import Desk
+from tunesmith.models.files import Findings
+
+__all__ = ["check_onnx"]
+
+_FIX = "export the model again"
+_OWN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+_MOST_FIELDS = 2_000_000
+_MOST_TEXT = 4_096
+_GRAPH, _NODE, _INITIALIZER, _DOMAIN, _NAME, _EXTERNAL = 7, 1, 5, 7, 8, 13
+
+_Field = tuple[int, int, int]
+"""Number, first byte, end."""
+
+
+class _Broken(Exception):
+    """The bytes are no Protocol Buffers message."""
+
+
+def check_onnx(desk: Desk, path: Path) -> None:
+    """Every length inside the one around it, every external file inside the folder and long enough."""
+    found = desk.about(path, _FIX)
+    nodes = weights = 0
+    domains: set[str] = set()
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        try:
+            walk = _Walk(stream)
+            graphs = [field for field in walk.fields(0, size) if field[0] == _GRAPH]
+            for _, start, end in graphs:
+                for number, first, last in walk.fields(start, end):
+                    if number == _NODE:
+                        nodes += 1
+                        domains |= set(_texts(walk, first, last, _DOMAIN))
+                    elif number == _INITIALIZER:
+                        weights += 1
+                        _check_weight(desk, found, walk, path, (number, first, last))
+        except _Broken as error:
+            found.error("onnx-structure", "", str(error), "a reader that trusts it would read on")
+            return
+    if not graphs or not nodes:
+        found.error("onnx-structure", "", "it holds no graph", "nothing can be computed with it")
+    desk.tell(path, nodes=nodes, initializers=weights, bytes=size)
+    for domain in sorted(domains - _OWN):
+        told = f"it uses operators of {domain[:100]!r}"
+        why = "they come from a library of machine code that has to be loaded"
+        found.warning("code", "", told, why, "use a model of ONNX's own operators")
+
+
+def _check_weight(desk: Desk, found: Findings, walk: _Walk, path: Path, field: _Field) -> None:
+    _, start, end = field
+    entries: dict[str, str] = {}
+    name = next(iter(_texts(walk, start, end, _NAME)), "")
+    for number, first, last in walk.fields(start, end):
+        if number == _EXTERNAL:
+            key, value = (next(iter(_texts(walk, first, last, n)), "") for n in (1, 2))
+            entries[key] = value
+    if not entries:
+        return
+    where, location = f"tensor {name[:200]}", entries.get("location", "")
+    target = path.parent / location
+    root = path.parent.resolve()
+    if not location or "\0" in location or not target.resolve().is_relative_to(root):
+        told = f"its numbers are in {location[:200]!r}, outside of the folder"
+        found.error("link-outside", where, told, "another file of this machine would be read")
+        return
+    if not target.is_file():
+        found.error("onnx-external", where, f"its numbers are in {location}, which is not there")
+        return
+    offset, length = entries.get("offset", "0"), entries.get("length", "0")
+    if not offset.isdecimal() or not length.isdecimal():
+        found.error("onnx-external", where, f"its place is {offset[:20]!r}, {length[:20]!r}")
+    elif int(offset) + int(length) > target.stat().st_size:
+        told = f"it ends at byte {int(offset) + int(length):,} of {location}, which has {target.stat().st_size:,}"
+        found.error("onnx-external", where, told, "the file was cut off, or is another model's")
+
+
+def _texts(walk: _Walk, start: int, end: int, number: int) -> Iterator[str]:
+    for found, first, last in walk.fields(start, end):
+        if found == number:
+            yield walk.text(first, last)
+
+
+class _Walk:
+    """Steps through messages; the numbers of tensors are stepped over, not read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.steps = 0
+
+    def fields(self, start: int, end: int) -> Iterator[_Field]:
+        """The length-delimited fields of a message."""
+        position = start
+        while position < end:
+            self.steps += 1
+            if self.steps > _MOST_FIELDS:
+                raise _Broken(f"it has more than {_MOST_FIELDS:,} fields")
+            tag, position = self._varint(position, end)
+            kind = tag & 7
+            if kind == 0:
+                _, position = self._varint(position, end)
+            elif kind in (1, 5):
+                position += 8 if kind == 1 else 4
+            elif kind == 2:
+                length, position = self._varint(position, end)
+                if position + length <= end:
+                    yield tag >> 3, position, position + length
+                position += length
+            else:
+                raise _Broken(f"byte {position:,} begins a field of the unknown kind {kind}")
+            if position > end:
+                raise _Broken(f"a field ends at byte {position:,}, what holds it at byte {end:,}")
+
+    def text(self, start: int, end: int) -> str:
+        if end - start > _MOST_TEXT:
+            raise _Broken(f"byte {start:,} begins a text of {end - start:,} bytes")
+        self.stream.seek(start)
+        return self.stream.read(end - start).decode("utf-8", "replace")
+
+    def _varint(self, position: int, end: int) -> tuple[int, int]:
+        self.stream.seek(position)
+        data = self.stream.read(min(10, end - position))
+        value = 0
+        for index, byte in enumerate(data):
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80:
+                return value, position + index + 1
+        raise _Broken(f"byte {position:,} begins a number that does not end")

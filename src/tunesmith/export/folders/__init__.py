@@ -1,0 +1,1 @@
+"""Forms that are folders for other programs: ONNX, torchao, bitsandbytes, GPTQ, AWQ, and fewer layers."""

@@ -1,0 +1,83 @@
+"""`tunesmith quantise`: one file in, one file out, or one error and no file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sample_gguf import importance, write_sample
+
+from tunesmith.cli.quantise import quantise
+from tunesmith.errors import ConfigError, ModelError
+from tunesmith.export.quantise.importance import write_importance
+from tunesmith.models.files.gguf import look_at_gguf
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_sample(tmp_path / "model.gguf", "untied")
+
+
+def run(*words):
+    return CliRunner().invoke(quantise, list(map(str, words)), standalone_mode=False)
+
+
+def test_the_new_file_lies_beside_the_model_and_is_told_as_json(model, tmp_path):
+    found = run(model, "--to", "q4_k_m", "--json")
+    made = tmp_path / "model-q4_k_m.gguf"
+    told = json.loads(found.stdout)
+    header = look_at_gguf(made)
+    assert told["file"] == str(made)
+    assert told["bytes"] == made.stat().st_size
+    assert told["types"] == {"Q4_K": 27, "F32": 16, "Q6_K": 5, "Q5_0": 5}
+    assert sum(told["types"].values()) == len(header.tensors)
+    assert header.findings == []
+    assert header.get("general.file_type") == 15
+
+
+def test_people_read_size_bits_and_fallbacks(model):
+    found = run(model, "--to", "q4_k_m")
+    assert "bits per weight" in found.stdout
+    assert "rows of 96 weights cannot be Q4_K (blocks of 256): 5 of 37" in found.stderr
+
+
+def test_an_importance_matrix_changes_the_weights_and_is_named(model, tmp_path):
+    matrix = tmp_path / "importance.gguf"
+    write_importance(matrix, importance("untied"), "mine", 4, 16)
+    run(model, "--to", "q4_0", "--out", tmp_path / "plain.gguf")
+    run(model, "--to", "q4_0", "--out", tmp_path / "weighed.gguf", "--importance", matrix)
+    plain, weighed = (look_at_gguf(tmp_path / f"{name}.gguf") for name in ("plain", "weighed"))
+    assert weighed.get("quantize.imatrix.dataset") == "mine"
+    assert plain.get("quantize.imatrix.dataset") is None
+    one, other = plain.tensors["blk.1.attn_q.weight"], weighed.tensors["blk.1.attn_q.weight"]
+    data = [
+        file.path.read_bytes()[t.offset : t.offset + t.bytes]
+        for file, t in ((plain, one), (weighed, other))
+    ]
+    assert data[0] != data[1]
+
+
+def test_a_file_that_is_there_is_not_overwritten(model):
+    found = run(model, "--to", "q8_0", "--out", model)
+    assert isinstance(found.exception, ConfigError)
+    assert look_at_gguf(model).get("general.file_type") == 0
+
+
+def test_what_is_quantised_already_needs_force(model, tmp_path):
+    run(model, "--to", "q8_0", "--out", tmp_path / "q8.gguf")
+    found = run(tmp_path / "q8.gguf", "--to", "q4_0")
+    assert isinstance(found.exception, ModelError)
+    assert not (tmp_path / "q8-q4_0.gguf").exists()
+    run(tmp_path / "q8.gguf", "--to", "q4_0", "--force")
+    assert look_at_gguf(tmp_path / "q8-q4_0.gguf").findings == []
+
+
+def test_no_model_is_one_error(tmp_path):
+    found = run(tmp_path / "absent.gguf", "--to", "q8_0")
+    assert isinstance(found.exception, ModelError)
+    assert list(tmp_path.iterdir()) == []
