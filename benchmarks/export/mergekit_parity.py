@@ -39,9 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mergekit", required=True, help="python of mergekit's environment")
     parser.add_argument("--work", type=Path, required=True, help="a folder for models")
-    parser.add_argument("--only", nargs="*", help="names of model sets")
+    parser.add_argument(
+        "--only", nargs="*", help="names of model sets; the figures of the others stay"
+    )
     asked = parser.parse_args()
-    results = []
+    file = HERE / "mergekit_parity.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if asked.only and file.is_file() else []
+    results = [found for found in before if found["models"] not in asked.only]
     for name, (make, out_dtype) in SETS.items():
         if asked.only and name not in asked.only:
             continue
@@ -53,7 +57,7 @@ def main() -> None:
             found = compared(asked.mergekit, folder, method, settings, out_dtype)
             results.append({"models": name, "format": out_dtype, "method": method, **found})
             print(json.dumps(results[-1]), flush=True)
-    (HERE / "mergekit_parity.json").write_text(json.dumps(results, indent=2) + "\n")
+    file.write_text(json.dumps(results, indent=2) + "\n")
     (HERE / "mergekit_parity.md").write_text(table(results))
 
 

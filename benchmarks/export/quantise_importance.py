@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tunesmith.export.convert import open_converter, to_gguf
 from tunesmith.export.quantise import kernels
-from tunesmith.export.quantise.forms import _names
+from tunesmith.export.quantise.forms import _names, useful
 from tunesmith.export.quantise.importance import (
     measure_importance,
     read_importance,
@@ -111,6 +111,17 @@ def rounded(source: Any, target: Any, folder: Path, kind: Any, file: GgufFile, m
         own[name].data.copy_(torch.from_numpy(rows))
 
 
+def variants(matrix: Any, file: GgufFile, kind: Any) -> Iterator[tuple[str, Any]]:
+    """What is weighed: nothing; what the export weighs; and all that llama.cpp weighs, where that is more."""
+    if matrix is None:
+        yield "nothing", None
+        return
+    part = useful(matrix, file, kind)
+    yield "as exported", part
+    if part is None or len(part.values) < len(matrix.values):
+        yield "all", matrix
+
+
 def main() -> None:
     """Measure every file type."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -145,10 +156,11 @@ def main() -> None:
             matrices[count] = read_importance(place / "i.gguf")
         header = look_at_gguf(place / "f32.gguf")
         for kind, (count, matrix) in itertools.product(args.kinds, matrices.items()):
-            rounded(model, other, args.model, kind, header, matrix)
-            result = {"model": args.model.name, "kind": kind, "rows": count}
-            results.append(result | figures(other, given, wanted))
-            print(results[-1], flush=True)
+            for what, each in variants(matrix, header, kind):
+                rounded(model, other, args.model, kind, header, each)
+                result = {"model": args.model.name, "kind": kind, "rows": count, "weighed": what}
+                results.append(result | figures(other, given, wanted))
+                print(results[-1], flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

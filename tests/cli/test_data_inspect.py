@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_read_is_named_and_others_are_shown(tmp_path):
     (tmp_path / "c.zip").write_bytes(b"PK\x03\x04")
     done = run(tmp_path)
     assert done.exit_code == 3
-    assert "text (100% of all 1 rows)" in done.stdout
+    assert "text (100% of all 1 row)" in done.stdout
     assert f"problem: {tmp_path}/b.jsonl:1: not valid JSON" in done.stderr
     assert "... and 4 more" in done.stderr
     assert f"not read: {tmp_path}/c.zip: a ZIP archive" in done.stderr

@@ -163,6 +163,8 @@ def test_a_model_that_is_not_there_leaves_the_checks_in_tokens_out_and_says_why(
     section = files(train=lines("a.jsonl", rows))
     result = build(section, tmp_path / "sealed", tmp_path / "nope")
     assert "no model at" in result.report["tokens"]["why_not"]
+    card = result.artifact.path("README.md").read_text(encoding="utf-8")
+    assert "Lengths in tokens and the stop token were not checked: no model at" in card
     (said,) = [one for one in findings_of(result) if one["check"] == "tokens-left-out"]
     assert "no model at" in said["what"]
 
@@ -204,9 +206,28 @@ def test_a_build_measures_the_sealed_rows_in_tokens_of_the_recipes_model(model, 
     assert said["where"].endswith("a.jsonl:8")
     assert reasons(one)["truncation"]["points"] > 0
     assert one.report["tokens"]["measured"] == 150 == one.report["score"]["n_rows"]
+    card = one.artifact.path("README.md").read_text(encoding="utf-8")
+    assert ": 150 conversations." in card.partition("Measured in tokens of")[2]
     assert {"trained-tokens", "length"} <= {found["check"] for found in findings_of(one)}
     assert "tokens-left-out" not in reasons(one)
     assert one.artifact.files == two.artifact.files
+
+
+@pytest.mark.slow
+def test_a_gguf_that_was_not_converted_is_measured_as_the_one_that_was(
+    embedded_base, lines, tmp_path, monkeypatch
+):
+    assert embedded_base.dir.is_dir()
+    spelled = ["Wie spät ist es?", "a <|im_end|> b", "  two  spaces\n", "𝔘 ﬁ 你好", "x" * 300]
+    rows = [{"prompt": f"{spelled[n % 5]} {n}", "completion": f"It is {n}."} for n in range(150)]
+    section = files(train=lines("a.jsonl", rows))
+    converted = build(section, tmp_path / "converted", "embedded")
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "empty"))
+    found = build(section, tmp_path / "from-gguf", "embedded")
+
+    assert found.report["tokens"] == {"model": "embedded", "measured": 150, "why_not": ""}
+    assert found.artifact.files == converted.artifact.files
+    assert not (tmp_path / "empty").exists()
 
 
 @pytest.mark.slow

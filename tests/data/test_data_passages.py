@@ -85,6 +85,13 @@ def leaking(lines):
     return {"source": {"kind": "files", **{k: str(v) for k, v in named.items()}}}
 
 
+def test_a_copy_that_is_found_whole_can_be_missed_where_passages_are_thinned():
+    held = [(n, row(words(n, 60))) for n in range(60)]
+    bare = numbered(*(f"{words(-n - 1, 5)} {passage_of(words(n, 60), 13)}" for n in range(60)))
+    assert len(list(Passages(held, 13).find(bare))) == 60
+    assert 0 < len(list(Passages(held, 13, most=400).find(bare))) < 30
+
+
 def test_passages_across_splits_are_reported_refused_or_dropped(seal, leaking, rows_of):
     silent = seal(leaking, name="silent")
     section = {**leaking, "overlap_words": 13}
@@ -105,7 +112,7 @@ def test_passages_across_splits_are_reported_refused_or_dropped(seal, leaking, r
         seal({**section, "on_near_overlap": "refuse"}, name="refused")
 
 
-def test_drawn_splits_are_searched_too_and_the_policy_is_read(seal, lines):
+def test_drawn_splits_are_searched_too_and_the_policy_is_read(seal, lines, tmp_path):
     copies = [f"{words(n, 30)} {SECRET} {words(n + 100, 30)}" for n in range(8)]
     rows = [{"prompt": text, "completion": f"c{n}"} for n, text in enumerate(copies)]
     rows += [{"prompt": words(n, 20), "completion": f"answer {n}"} for n in range(200, 240)]
@@ -116,6 +123,8 @@ def test_drawn_splits_are_searched_too_and_the_policy_is_read(seal, lines):
     told = seal(section, name="told").report["near_overlaps"]["found"]
     kept = seal({**section, "on_near_overlap": "drop_from_train"}, name="kept")
     assert told >= 1
+    card = (tmp_path / "told" / "README.md").read_text(encoding="utf-8")
+    assert f"Shared passages of 13 words in two splits: {told}." in card
     assert sum(kept.report["left_out"]["by_near_overlap"].values()) == told
     assert kept.report["near_overlaps"]["found"] == 0
 

@@ -67,6 +67,51 @@ def test_a_check_names_the_line_of_the_slow_query_and_judges_the_rows_after_it(s
 
 
 @pytest.mark.slow
+def test_after_some_slow_queries_no_more_are_run_and_each_row_says_so(shop, monkeypatch):
+    monkeypatch.setattr(judge, "SECONDS", 0.1)
+    monkeypatch.setattr(judge, "BUDGET", 20)
+    queries = [f"select {SLOW}"] * 4 + ["select nam from item", "select name from item"]
+    rows = [row(line, sql) for line, sql in enumerate(queries, 1)]
+    options = CheckOptions(domain="sql", databases={"shop": shop})
+    found = [one for one in check_rows(rows, options) if one.check.startswith("sql")]
+    assert [(one.where.partition(":")[2], one.check) for one in found] == [
+        ("1", "sql-runs"),
+        ("2", "sql-runs"),
+        ("3", "sql-not-run"),
+        ("4", "sql-not-run"),
+        ("5", "sql-runs"),
+        ("6", "sql-not-run"),
+    ]
+    assert "limits of time or steps ended 2 queries of the rows before" in found[2].what
+
+
+@pytest.mark.slow
+def test_queries_that_take_too_many_steps_use_the_budget_up_more_slowly(shop, monkeypatch):
+    monkeypatch.setattr(judge, "_STEPS", 10_000)
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n"
+    rows = [row(line, endless) for line in range(1, judge.BUDGET + 3)]
+    options = CheckOptions(domain="sql", databases={"shop": shop})
+    found = [one.check for one in check_rows(rows, options) if one.check.startswith("sql")]
+    assert found == ["sql-runs"] * judge.BUDGET + ["sql-not-run"] * 2
+
+
+@pytest.mark.slow
+def test_tables_of_prompts_are_no_more_made_after_some_that_do_not_end(monkeypatch):
+    monkeypatch.setattr(judge, "SECONDS", 0.1)
+    monkeypatch.setattr(judge, "BUDGET", 20)
+    prompt = "create table t{} as select {} as a; How many?"
+    rows = [row(n, f"select a from t{n}", prompt.format(n, SLOW)) for n in range(1, 4)]
+    rows.append(row(4, "selec a from t4", prompt.format(4, SLOW)))
+    found = list(check_rows(rows, CheckOptions(domain="sql")))
+    told = [(one.where, one.check) for one in found if one.check.startswith("sql")]
+    assert told == [
+        ("rows.jsonl:3", "sql-not-run"),
+        ("rows.jsonl:4", "sql-not-run"),
+        ("rows.jsonl:4", "sql"),
+    ]
+
+
+@pytest.mark.slow
 def test_tables_of_a_prompt_that_take_too_long_are_made_once_and_then_passed_over(monkeypatch):
     monkeypatch.setattr(judge, "SECONDS", 0.1)
     ddl_text = f"create table t as select {SLOW} as a;"

@@ -115,7 +115,10 @@ def test_overlapping_rows_can_be_left_out_of_training(seal, lines, rows_of):
     assert result.rows == {"train": 8, "validation": 3, "test": 7}
     assert result.report["left_out"]["by_overlap"] == {"train": 2}
     assert "question 3" not in [r["messages"][0]["content"] for r in rows_of(result, "train")]
-    assert "Left out of train for repeating held-out prompts: 2 rows." in result.artifact.path("README.md").read_text()
+    assert (
+        "Left out of train for repeating held-out prompts: 2 rows."
+        in result.artifact.path("README.md").read_text()
+    )
 
 
 def test_rows_without_the_required_value_are_left_out_and_counted(seal, lines):

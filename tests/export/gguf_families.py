@@ -37,6 +37,7 @@ PROBES = (
     "    indented\n\tcode = {x: 1}",
     "🚀 ✅ naïve — “quotes”",
     "<think>hm</think> an addedword <|tool|> addedwords",
+    "<|user|>\nWho? <|end|>\n<|assistant|>\n  I</s>\nx",
     "<|im_start|>user\nHi<|im_end|>\n<end_of_turn>\n<start_of_turn>model\n",
 )
 SPLIT = (
@@ -232,7 +233,45 @@ def tokenizer_of(kind: str) -> Any:
         tokenizer.add_tokens([AddedToken("<think>", normalized=False), "addedword"])
         tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
         return tokenizer
+    if kind == "phi":
+        return _phi3()
     return _sentencepiece(kind) if kind in ("spm", "gemma") else _byte_level(kind)
+
+
+def _phi3() -> Any:
+    """Phi-3's kind: a space in front, and special tokens that swallow the white space behind them."""
+    import tempfile
+
+    from tokenizers import AddedToken, normalizers
+    from transformers import GemmaTokenizer, PreTrainedTokenizerFast
+
+    pieces = {"bos_piece": "<s>", "eos_piece": "</s>", "unk_piece": "<unk>", "pad_id": -1}
+    ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "user_defined_symbols": []}
+    with tempfile.TemporaryDirectory() as name, quiet_transformers():
+        sentencepiece_model(Path(name), add_dummy_prefix=True, **pieces, **ids)
+        gemma = GemmaTokenizer.from_pretrained(name)
+    words = type(gemma.backend_tokenizer).from_str(_only_pieces(gemma.backend_tokenizer.to_str()))
+    words.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    words.pre_tokenizer = None
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", unk_token="<unk>", eos_token="<|endoftext|>"
+    )
+    special = ["<|user|>", "<|assistant|>", "<|end|>", "</s>"]
+    tokenizer.add_tokens(
+        [AddedToken(t, special=True, rstrip=True, normalized=False) for t in special],
+        special_tokens=True,
+    )
+    return tokenizer
+
+
+def _only_pieces(text: str) -> str:
+    """A `tokenizer.json` without the tokens that a class of transformers added."""
+    words = json.loads(text)
+    words["added_tokens"] = []
+    words["post_processor"] = None
+    return json.dumps(words)
 
 
 def _byte_level(kind: str) -> Any:
@@ -273,34 +312,35 @@ def _byte_level(kind: str) -> Any:
     )
 
 
-def sentencepiece_model(folder: Path) -> Path:
+def sentencepiece_model(folder: Path, **changes: Any) -> Path:
     """SentencePiece's own file, trained on the text above."""
     import sentencepiece
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(TEXT + "\n".join(PROBES), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=600,
-        hard_vocab_limit=False,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        bos_piece="<bos>",
-        eos_piece="<eos>",
-        user_defined_symbols=["<start_of_turn>", "<end_of_turn>"],
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        split_digits=True,
-        minloglevel=2,
-    )
+    settings = {
+        "input": str(folder / "text.txt"),
+        "model_prefix": str(folder / "tokenizer"),
+        "vocab_size": 600,
+        "hard_vocab_limit": False,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "pad_id": 0,
+        "eos_id": 1,
+        "bos_id": 2,
+        "unk_id": 3,
+        "pad_piece": "<pad>",
+        "bos_piece": "<bos>",
+        "eos_piece": "<eos>",
+        "user_defined_symbols": ["<start_of_turn>", "<end_of_turn>"],
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "normalization_rule_name": "identity",
+        "split_digits": True,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(**{**settings, **changes})
     return folder / "tokenizer.model"
 
 

@@ -52,6 +52,7 @@ PARITY = FormParity(
     stops_checked=4,
     engine="e",
     sha256={},
+    asked="a",
     seconds=1.0,
 )
 

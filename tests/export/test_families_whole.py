@@ -23,8 +23,8 @@ TEMPLATE = (
 )
 FAMILIES = {"Mistral": tiny.MISTRAL, "Qwen3": tiny.QWEN3, "Phi-3": tiny.PHI, "Gemma 3": tiny.G3}
 FORMS = ("gguf-q8_0", "gguf-lora")
-# Where a random model's best tokens are close, 8 bits swap some of them.
-LIMITS = {"gguf-q8_0": {"greedy_agreement": 0.7}}
+# Where a random model's best tokens are close, 8 bits swap some, and float16 attention one or two.
+LIMITS = {"gguf-q8_0": {"greedy_agreement": 0.7}, "gguf-lora": {"greedy_agreement": 0.9}}
 
 
 def prepared(case: tiny.Case, folder: Path, make):
@@ -47,6 +47,6 @@ def test_adapter_to_gguf_is_certified(tmp_path, case, make):
     bench = prepared(case, tmp_path, make)
     result = bench.export(tmp_path / "export", forms=FORMS, limits=LIMITS)
     assert set(result.parity) == set(FORMS)
-    assert result.parity["gguf-lora"].greedy_agreement >= 0.99
+    assert result.parity["gguf-lora"].clear_agreement == 1
     assert result.parity["gguf-lora"].mean_kl < 1e-3
     assert result.parity["gguf-q8_0"].mean_kl < 0.02

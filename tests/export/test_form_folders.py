@@ -214,7 +214,6 @@ def real(embedded_base, make, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "form", "most"),
     [
-        ("onnx", "onnx", 1e-6),
         ("bnb", "bnb-nf4", 0.6),
         ("gptq", "gptq", 0.6),
         ("awq", "awq", 0.6),

@@ -157,7 +157,7 @@ def test_awq_folds_change_no_layers_output(kind, folded):
     with torch.inference_mode():
         before = [states.clone() for states in layers.outputs(0)]
         weights = {n: w.clone() for n, w in layers.blocks[0].named_parameters()}
-        found = shared_inputs(layers, 0)
+        found, _ = shared_inputs(layers, 0)
         assert sum(len(shared.names) for shared in found) == sum(
             isinstance(m, torch.nn.Linear) for m in layers.blocks[0].modules()
         )
@@ -176,7 +176,7 @@ def test_statistics_are_those_of_every_token(sources):
     hook = layers.blocks[0].mlp.down_proj.register_forward_pre_hook(
         lambda _m, args: seen.append(args[0][0])
     )
-    found = {shared.names: shared for shared in shared_inputs(layers, 0)}
+    found = {shared.names: shared for shared in shared_inputs(layers, 0)[0]}
     hook.remove()
     x = torch.cat(seen[-4:])
     assert ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") in found

@@ -103,6 +103,5 @@ def test_more_layers_than_there_are_is_refused(deep, tmp_path):
 
 def test_angle_of_a_turn_is_its_share_of_pi():
     right, up = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
-    states = [[right], [up], [-right], [-right]]
-    assert prune.angles(states, 1) == pytest.approx([0.5, 0.5, 0.0], abs=1e-3)
-    assert prune.angles(states, 2) == pytest.approx([1.0, 0.5], abs=1e-3)
+    assert prune.angle([right], [up]) == pytest.approx(0.5, abs=1e-3)
+    assert prune.angle([right, right], [-right, 2 * right]) == pytest.approx(0.5, abs=1e-3)

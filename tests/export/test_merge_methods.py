@@ -178,6 +178,23 @@ def test_slerp_ends_at_its_ends_and_keeps_lengths_between_equals(seed, t):
     assert torch.allclose(ends[1], second, atol=1e-5)
 
 
+def test_tensors_of_several_stretches_are_merged_as_one():
+    random = torch.Generator().manual_seed(0)
+    size = 2 * (1 << 20) + 5
+    base, a, b = (torch.randn(size, generator=random) for _ in range(3))
+    one, other = a - base, b - base
+    positive = one + other >= 0
+    agree = [torch.where(positive, delta > 0, delta < 0) for delta in (one, other)]
+    total = one * agree[0] + other * agree[1]
+    count = (agree[0].float() + agree[1]).clamp(min=1)
+    assert torch.equal(merged(settings("ties", 2), [a, b], base), base + total / count)
+    angle = torch.acos((a.double() @ b.double()) / (a.double().norm() * b.double().norm()))
+    ends = torch.sin(0.7 * angle) * a.double(), torch.sin(0.3 * angle) * b.double()
+    wanted = (ends[0] + ends[1]) / torch.sin(angle)
+    found = merged(settings("slerp", 2, t=0.3), [a, b], None)
+    assert torch.allclose(found.double(), wanted, atol=1e-5)
+
+
 def test_slerp_of_zeros_is_zero_and_goes_straight_through_opposites():
     zeros = torch.zeros(2, 3)
     assert torch.equal(merged(settings("slerp", 2), [zeros, zeros], None), zeros)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tunesmith.config import LimitConfig
 from tunesmith.engine import NextTokenLogprobs
 from tunesmith.errors import ParityError
+from tunesmith.export.forms import KINDS, Limits, finite
 from tunesmith.export.parity import FormParity, Tally, refuse_below
+from tunesmith.export.reference import Given, Reference, own_logprobs
 
 LOGITS = arrays(np.float32, (3, 12), elements=st.floats(-20, 20, width=32))
 
@@ -109,6 +116,7 @@ def parity(form, agreement, limit, perplexity=2.0):
         stops_checked=0,
         engine="e",
         sha256={},
+        asked="a",
         seconds=1.0,
     )
 
@@ -131,3 +139,131 @@ def test_all_forms_below_their_limit_are_named_with_figure_and_limit():
 
 def test_forms_at_their_limit_pass():
     refuse_below({"merged": parity("merged", 0.99, 0.99)}, {})
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+FIGURES = ("greedy_agreement", "mean_kl", "perplexity_ratio", "max_abs_dlogit")
+LIMITS = st.builds(
+    Limits,
+    greedy_agreement=st.floats(0, 1),
+    mean_kl=st.floats(0, 100),
+    perplexity_ratio=st.floats(0.01, 100),
+    max_abs_dlogit=st.one_of(st.just(math.inf), st.floats(0, 1000)),
+)
+
+
+def judged(limits, **figures):
+    """What is beyond its limit, of a form with these figures."""
+    figures = {"greedy_agreement": 1.0, "mean_kl": 0.0, "max_abs_dlogit": None} | figures
+    ratio = figures.pop("perplexity_ratio", None)
+    if ratio is not None:
+        figures |= {"perplexity": ratio, "reference_perplexity": 1.0}
+    else:
+        figures |= {"perplexity": None, "reference_perplexity": None}
+    return dataclasses.replace(parity("x", 1.0, 0.0), limits=finite(limits), **figures).beyond()
+
+
+@given(LIMITS)
+def test_every_figure_passes_at_exactly_its_limit(limits):
+    figures = dataclasses.asdict(limits)
+    if math.isinf(limits.max_abs_dlogit):
+        figures["max_abs_dlogit"] = None
+    assert judged(limits, **figures) == []
+
+
+@given(LIMITS, st.sampled_from(FIGURES))
+def test_a_figure_just_beyond_its_limit_is_the_only_one_named(limits, name):
+    figures = dataclasses.asdict(limits)
+    limit = figures[name]
+    down = name == "greedy_agreement"
+    if math.isinf(limit) or (down and limit == 0.0):
+        return
+    figures[name] = math.nextafter(limit, -math.inf if down else math.inf)
+    if math.isinf(figures["max_abs_dlogit"]):
+        figures["max_abs_dlogit"] = None
+    found = judged(limits, **figures)
+    assert len(found) == 1
+    words = {
+        "greedy_agreement": "greedy agreement",
+        "mean_kl": "mean KL",
+        "perplexity_ratio": "perplexity over the trained model's",
+        "max_abs_dlogit": "largest difference of a logit",
+    }
+    assert found[0].startswith(words[name])
+    assert f"limit {limit:g}" in found[0]
+
+
+@given(LIMITS)
+def test_figures_that_were_not_measured_are_beyond_nothing(limits):
+    assert judged(limits, max_abs_dlogit=None, perplexity_ratio=None) == []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_number_is_never_within_a_limit(name):
+    assert judged(Limits(0.5, 1.0, 2.0, 3.0), **{name: math.nan}) != []
+
+
+@given(LIMITS, st.sampled_from(FIGURES), st.floats(0.01, 1))
+def test_a_recipes_limit_takes_the_place_of_one_and_of_no_other(limits, name, value):
+    changed = limits.changed_by(LimitConfig(**{name: value}))
+    assert getattr(changed, name) == value
+    for other in set(FIGURES) - {name}:
+        assert getattr(changed, other) == getattr(limits, other)
+    assert limits.changed_by(None) is limits
+
+
+def test_a_form_with_fewer_bits_is_never_held_to_more():
+    """The defaults loosen from each GGUF form to the next smaller one."""
+    order = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+    rows = [KINDS[f"gguf-{name}"].limits for name in order]
+    for closer, wider in itertools.pairwise(rows):
+        assert closer.greedy_agreement >= wider.greedy_agreement
+        assert closer.mean_kl <= wider.mean_kl
+        assert closer.perplexity_ratio <= wider.perplexity_ratio
+
+
+# -- perplexity ------------------------------------------------------------------------------------
+
+
+@given(LOGITS, st.lists(st.integers(0, 11), min_size=3, max_size=3))
+def test_perplexity_is_that_of_a_plain_softmax(logits, tokens):
+    wanted = 1.0
+    for row, token in zip(logits.astype(np.longdouble), tokens, strict=True):
+        wanted *= float(np.exp(row[token]) / np.exp(row).sum())
+    tally = Tally()
+    tally.add_given(own_logprobs(logits, tokens))
+    assert tally.perplexity == pytest.approx(wanted ** (-1 / 3), rel=1e-6)
+
+
+def test_perplexity_is_of_all_tokens_and_not_the_mean_of_the_answers():
+    tally = Tally()
+    tally.add_given([math.log(0.5)])
+    tally.add_given([math.log(0.1)] * 3)
+    assert tally.perplexity == pytest.approx((0.5 * 0.1**3) ** (-1 / 4))
+    assert Tally().perplexity is None
+
+
+def test_an_answer_that_is_impossible_for_the_form_has_a_perplexity_beyond_every_limit():
+    tally = Tally()
+    tally.add_given([-9000.0, -9000.0])
+    assert math.isfinite(tally.perplexity)
+    assert judged(Limits(0, 100, 1e9), perplexity_ratio=tally.perplexity)
+    with pytest.raises(ParityError, match="not finite"):
+        tally.add_given([-math.inf])
+
+
+# -- what a form was asked -------------------------------------------------------------------------
+
+
+def test_the_identity_of_a_reference_follows_rows_answers_and_their_probability():
+    first = Reference(((1, 2, 3),), (1,), None, Given(((1, 5),), (1,)), -0.5)
+    others = [
+        dataclasses.replace(first, rows=((1, 2, 4),)),
+        dataclasses.replace(first, starts=(2,)),
+        dataclasses.replace(first, given=Given(((1, 6),), (1,))),
+        dataclasses.replace(first, given=Given((), ())),
+        dataclasses.replace(first, given_logprob=-0.25),
+    ]
+    assert len({one.identity for one in (first, *others)}) == 6
+    assert dataclasses.replace(first, logits=np.zeros(3)).identity == first.identity

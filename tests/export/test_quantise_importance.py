@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from sample_gguf import importance, write_sample
+
 from tunesmith.errors import ModelError
 from tunesmith.export.quantise import kernels
+from tunesmith.export.quantise.forms import useful
 from tunesmith.export.quantise.importance import (
     measure_importance,
     read_importance,
     write_importance,
 )
+from tunesmith.models.files.gguf import look_at_gguf
 
 ROWS = ((5, 9, 2, 40), (7, 7, 7, 1, 30, 22, 8), tuple(range(3, 40)), (11,))
 
@@ -140,3 +148,14 @@ def test_columns_that_matter_keep_more_of_their_weights(kind):
         return float((np.square(back - rows) * weights).sum())
 
     assert error(weights) < 0.9 * error(None)
+
+
+def test_what_becomes_q5_1_is_not_weighed(tmp_path):
+    header = look_at_gguf(write_sample(tmp_path / "model.gguf", "untied"))
+    write_importance(tmp_path / "i.gguf", importance("untied"), "rows", 4, 16)
+    matrix = read_importance(tmp_path / "i.gguf")
+    narrow = {f"blk.{layer}.attn_output.weight" for layer in range(5)}  # rows of 96
+    assert set(matrix.values) - set(useful(matrix, header, "q5_k_m").values) == narrow
+    assert useful(matrix, header, "q4_k_m").values == matrix.values
+    only = type(matrix)({n: matrix.values[n] for n in narrow}, "i.gguf", "rows", 4, 16)
+    assert useful(only, header, "q5_k_m") is None

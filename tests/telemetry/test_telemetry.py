@@ -105,6 +105,9 @@ def test_progress_leaves_stdout_to_results(capsys):
     assert out == ""
     assert "work: 2 rows" in err
     assert "said" in err
+    with progress("work", 1, unit="rows"):
+        pass
+    assert "work: 1 row\n" in capsys.readouterr().err
 
 
 def test_events_are_json_lines(tmp_path):

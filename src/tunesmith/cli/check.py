@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,12 @@ _LONG_BYTES = 200_000_000
     default=True,
     help="Hold the files of a sealed artifact against their SHA-256. Done unless said otherwise.",
 )
+@click.option(
+    "--public-key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Who must have signed the folder, and every file in it as it is now; else it is an error.",
+)
 @click.option("--strict", is_flag=True, help="A warning ends with a failure, too.")
 @json_option
 def check(
@@ -47,6 +54,7 @@ def check(
     base: str | None,
     values: bool | None,
     hashes: bool,
+    public_key: Path | None,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -56,20 +64,23 @@ def check(
     sealed run, bundle or merge. Nothing in it is executed, and every length in it is compared with
     its file's before a parser of another program reads it.
 
-    Ends with 4 on an error, with 6 when a sealed file was changed.
+    Ends with 4 on an error, with 6 when a sealed file was changed or the signature is not
+    right.
 
     \b
     Examples:
       tunesmith check runs/demo/export-0123456789ab
+      tunesmith check runs/demo/export-0123456789ab --public-key models.pem.pub
       tunesmith check model-q4_k_m.gguf --values
       tunesmith check downloads/some-adapter --base embedded --strict
     """
     from tunesmith.export.check import CheckOptions, bytes_to_read, check_model
 
-    options = CheckOptions(values=values, hashes=hashes, base=_base(base))
+    key = None if public_key is None else public_key.expanduser()
+    options = CheckOptions(values=values, hashes=hashes, base=_base(base), public_key=key)
     n_bytes = bytes_to_read(model, options) if model.exists() else 0
     with _bar(n_bytes) as advance:
-        result = check_model(model, CheckOptions(values, hashes, options.base, advance))
+        result = check_model(model, replace(options, advance=advance))
     if as_json:
         print_json(result.as_dict())
     else:

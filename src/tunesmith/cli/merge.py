@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tunesmith.export.merge import MergeResult
-    from tunesmith.store import Artifact
 
 __all__ = ["merge"]
 
@@ -59,7 +58,7 @@ def _methods() -> str:
     "--weights",
     type=_Listed(float),
     metavar="0.4,0.6",
-    help="One a model, or one for all. [default: the same for each]",
+    help="One a model, or one for all; the same for each by default.",
 )
 @click.option("--method", default="linear", show_default=True, metavar="NAME", help=_methods())
 @click.option(
@@ -110,7 +109,7 @@ def merge(recipe: str | None, forms: str | None, as_json: bool, **asked: Any) ->
     """Merge several models, or adapters, into one.
 
     Every weight is merged in float32 and rounded once, into the format of the base. The result
-    is a sealed folder; its `model` (after concat its `adapter`) can be a recipe's model.base.
+    is a sealed folder that can be a recipe's model.base; after concat it holds an adapter.
 
     \b
     Examples:
@@ -130,21 +129,21 @@ def merge(recipe: str | None, forms: str | None, as_json: bool, **asked: Any) ->
         if loaded is not None:
             pipeline.check_rows(loaded)
     result = run(Asked(**asked))
-    ranking = None if judging is None else pipeline.rank_merge(judging, result)
-    bundle = None if exporting is None else pipeline.export_merge(exporting, result)
+    if not as_json:
+        _print(result)
+    found = _as_dict(result)
+    if judging is not None:
+        ranking = pipeline.rank_merge(judging, result)
+        found["evaluation"] = {**ranking.facts, "directory": str(ranking.dir)}
+        if not as_json:
+            _print_ranking(found["evaluation"])
+    if exporting is not None:
+        bundle = pipeline.export_merge(exporting, result)
+        found["export"] = {"directory": str(bundle.dir), "facts": dict(bundle.facts)}
+        if not as_json:
+            click.echo(f"export: {', '.join(bundle.facts['forms'])} in {where(bundle.dir)}")
     if as_json:
-        found = _as_dict(result)
-        if ranking is not None:
-            found["evaluation"] = _ranked(ranking)
-        if bundle is not None:
-            found["export"] = {"directory": str(bundle.dir), "facts": dict(bundle.facts)}
         print_json(found)
-        return
-    _print(result)
-    if ranking is not None:
-        _print_ranking(_ranked(ranking))
-    if bundle is not None:
-        click.echo(f"export: {', '.join(bundle.facts['forms'])} in {where(bundle.dir)}")
 
 
 def _as_dict(result: MergeResult) -> dict[str, Any]:
@@ -155,10 +154,6 @@ def _as_dict(result: MergeResult) -> dict[str, Any]:
         "reused": result.reused,
         "facts": dict(result.artifact.facts),
     }
-
-
-def _ranked(ranking: Artifact) -> dict[str, Any]:
-    return {**ranking.facts, "directory": str(ranking.dir)}
 
 
 def _print(result: MergeResult) -> None:

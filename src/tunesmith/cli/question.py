@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import EngineError
+from tunesmith.errors import EngineError, counted
 
 if TYPE_CHECKING:
     from tunesmith.serve import Ready
@@ -139,4 +139,4 @@ def execute(sql: str, database: Path) -> tuple[list[list[Any]] | None, str]:
     if isinstance(found, QueryFailed):
         return None, found.error
     rows = [[c.hex() if isinstance(c, bytes) else c for c in row] for row in found.rows]
-    return rows, f"the first {ROWS_SHOWN} rows" if found.more else f"{len(rows)} rows"
+    return rows, f"the first {ROWS_SHOWN} rows" if found.more else counted(len(rows), "row")

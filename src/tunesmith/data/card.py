@@ -216,8 +216,11 @@ def _rows(report: Mapping[str, Any]) -> Iterator[str]:
 def _splits(report: Mapping[str, Any]) -> Iterator[str]:
     yield "No prompt of the test or validation rows occurs in the training rows (checked)."
     near = report.get("near_overlaps", {})
-    if near.get("checked"):
-        yield f"Nearly equal prompts in two splits: {near['found']}."
+    looked_for = ["nearly equal prompts"] if near.get("checked") else []
+    if n_words := near.get("passages_of_words"):
+        looked_for.append(f"shared passages of {n_words} words")
+    if looked_for:
+        yield f"{' and '.join(looked_for).capitalize()} in two splits: {near['found']}."
     held_out = report.get("held_out") or {}
     if held_out:
         yield f"Held out of the training rows: {', '.join(held_out['splits'])}, with seed {report['seed']}."
@@ -251,6 +254,13 @@ def _checks(report: Mapping[str, Any]) -> Iterator[str]:
         f"Score: {score['points']} of 100 ({score['colour']}), from the {counted(score['n_rows'], 'row')} that are "
         "sealed."
     )
+    tokens = report.get("tokens", {})
+    if tokens.get("measured"):
+        rows = counted(tokens["measured"], "conversation")
+        yield f"Measured in tokens of `{_plain(tokens['model'])}`: {rows}."
+    else:
+        why = tokens.get("why_not") or "the recipe names no `model.base`"
+        yield f"Lengths in tokens and the stop token were not checked: {_plain(why)}."
     if score["reasons"]:
         yield "\n| check | severity | findings | rows | points lost |\n|---|---|---|---|---|"
     for reason in score["reasons"]:

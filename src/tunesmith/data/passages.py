@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ class Passages:
     """Passages of some rows, by their hashes, in bounded memory.
 
     Of more than `most` passages every second, fourth, eighth ... is kept, the same ones of every row: a shared text of
-    many words has enough of them to be found all the same. What more than ten rows share is their form.
+    many words still has some of them, one that is hardly longer than a passage may have none and be missed. What more
+    than ten rows share is their form.
 
     Args:
         rows: the rows, each with its number.
@@ -66,19 +67,20 @@ class Passages:
         np = numpy()
         if not len(self._known):
             return
-        counts: Counter[int] = Counter()
-        hits: list[tuple[int, int]] = []
+        counts = np.zeros(len(self._known), dtype=np.uint8)
+        numbers, places = array("i"), array("i")
         for number, row in rows:
             own = self._of(row)
             at = np.minimum(np.searchsorted(self._known, own), len(self._known) - 1)
-            for place in at[self._known[at] == own].tolist():
-                counts[place] += 1
-                # What too many rows hold is not found in the end: the first of them are enough to know it.
-                if counts[place] <= COMMON_ROWS:
-                    hits.append((number, place))
+            here = at[self._known[at] == own]
+            # What too many rows hold is not found in the end: the first of them are enough to know it.
+            here = here[counts[here] <= COMMON_ROWS]
+            counts[here] += 1
+            numbers.extend([number] * len(here))
+            places.extend(here.tolist())
         last = -1
-        for number, place in hits:
-            if counts[place] <= COMMON_ROWS and number != last:
+        for number, place in zip(numbers, places, strict=True):
+            if number != last and counts[place] <= COMMON_ROWS:
                 last = number
                 yield number, int(self._owner[place])
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from tunesmith.config import Form, ModelConfig
 from tunesmith.errors import ModelError, ParityError
 from tunesmith.export.forms import KINDS, PATHS, FormKind, Limits, Sources, finite
-from tunesmith.export.metadata import GgufFacts, read_facts
+from tunesmith.export.metadata import GgufFacts, read_facts, read_metadata
 from tunesmith.export.parity import FormParity, Tally
+from tunesmith.export.quantise.policy import FILE_TYPES
 from tunesmith.export.reference import Given, Reference, own_logprobs
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.load import load_tokenizer
@@ -80,8 +81,8 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
         limits: carried into the result; nothing is refused for being beyond them.
 
     Raises:
-        ParityError: template, stop token or vocabulary are not the trained ones, or the form
-            computes numbers that are not finite.
+        ParityError: template, stop token or vocabulary are not the trained ones, a GGUF file is of
+            another type than its name says, or the form computes numbers that are not finite.
         ModelError, EngineError: the form cannot be loaded.
     """
     began = time.monotonic()
@@ -90,6 +91,7 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
     place, renderer = bundle / kind.path, expected.sources.renderer
     if kind.template == "gguf":
         fingerprint = _check_gguf(place, bundle, renderer)
+        _check_file_type(form, place)
     else:
         fingerprint = _check_folder(place if kind.template == "folder" else None, bundle, renderer)
     asked = _ask(kind, place, expected)
@@ -107,6 +109,7 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
         stops_checked=asked.stops,
         engine=asked.engine,
         sha256=sha256,
+        asked=reference.identity,
         seconds=round(time.monotonic() - began, 3),
         **asked.tally.figures(),
     )
@@ -283,9 +286,28 @@ def _check_vocabulary(facts: GgufFacts, path: Path, renderer: ChatRenderer) -> N
         )
 
 
+def _check_file_type(form: Form, path: Path) -> None:
+    """That a GGUF file is of the form's type: F16 under the name of Q8_0 would pass every limit.
+
+    Raises:
+        ParityError: it is another form's.
+    """
+    names = {kind.number: f"gguf-{name}" for name, kind in FILE_TYPES.items()}
+    found = read_metadata(path).get("general.file_type")
+    if names.get(found) != form:
+        raise ParityError(
+            f"{path.name} is not {form}: by its general.file_type it is {names.get(found, found)}"
+        )
+
+
 def _same_fingerprint(found: ChatRenderer, renderer: ChatRenderer, place: Path) -> None:
     if found.fingerprint != renderer.fingerprint:
         raise ParityError(
             f"the chat template of {place.name} is not the one that was trained with: its "
             f"fingerprint is {found.fingerprint[:12]}, the trained one's {renderer.fingerprint[:12]}"
+        )
+    if set(found.stop_ids) != set(renderer.stop_ids):
+        raise ParityError(
+            f"the tokenizer of {place.name} ends answers at the tokens {list(found.stop_ids)}, the "
+            f"trained model at {list(renderer.stop_ids)}"
         )

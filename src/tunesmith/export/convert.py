@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tunesmith.errors import EnvironmentProblem, ModelError
 from tunesmith.export.families import check_family, exact_context
-from tunesmith.export.gguf_tokenizer import rule_of, tokenizer_folder, with_rules
+from tunesmith.export.gguf_tokenizer import is_byte_level, name_for, tokenizer_folder, with_rules
 from tunesmith.store import storage_errors
 
 __all__ = ["check_convertible", "open_converter", "to_gguf"]
@@ -88,7 +88,9 @@ def open_converter(
         kind = conversion.get_model_class(architecture)
         check_family(hparams, folder)
         place = target or folder / "unwritten.gguf"
-        converter = kind(folder, kinds[quantisation], place, model_name=name or None)
+        converter = kind(
+            folder, kinds[quantisation], place, model_name=name_for(name, folder) or None
+        )
     _limit_context(converter, exact_context(hparams))
     return converter
 
@@ -147,7 +149,7 @@ def _take_tokenizer(converter: Any, folder: Path) -> None:
     """Let the converter read the tokenizer from `folder`, by the rules that stand there."""
     converter.dir_model = folder
     converter.get_vocab_base_pre = with_rules(converter.get_vocab_base_pre, folder)
-    if not (folder / "tokenizer.model").is_file() and rule_of(folder) is not None:
+    if not (folder / "tokenizer.model").is_file() and is_byte_level(folder):
         # Phi-4 has Phi-3's architecture and a byte-level tokenizer. The converter tells it by the
         # name of a class that transformers no longer has.
         converter.set_vocab = {"Phi3MiniModel": converter._set_vocab_gpt2}.get(

@@ -86,7 +86,8 @@ def exact_context(config: Config) -> int | None:
         limits.append(int(window))
     rope = text.get("rope_parameters") or {}
     if kind == "phi3" and rope.get("rope_type") == "longrope":
-        limits.append(int(rope["original_max_position_embeddings"]))
+        name = "original_max_position_embeddings"
+        limits.append(int(rope.get(name) or text[name]))
     return min(limits, default=None)
 
 

@@ -6,6 +6,7 @@ A row names functions; their modules, and the packages behind them, are imported
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -132,6 +133,7 @@ class FormKind:
         extra: the pip extra that brings them.
         needs_merge: whether it is made from the merged weights; else from the adapter.
         calibrated: whether it is made with training rows.
+        needs: what is imported only while it is written, looked for before anything is.
     """
 
     path: str
@@ -146,6 +148,7 @@ class FormKind:
     extra: str = "export"
     needs_merge: bool = True
     calibrated: bool = False
+    needs: tuple[str, ...] = ()
 
     def writer(self) -> Writer:
         """The function that writes it.
@@ -153,6 +156,12 @@ class FormKind:
         Raises:
             EnvironmentProblem: a package that it needs is not installed.
         """
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise EnvironmentProblem(
+                f"the form at {self.path} needs {', '.join(missing)}, which is not installed",
+                fix=f"pip install 'tunesmith[{self.extra}]', or leave it out of export.forms",
+            )
         writer: Writer = self._load(self.write)
         return writer
 
@@ -209,20 +218,36 @@ def _gguf(kind: str, bits: float, limits: Limits, *, calibrated: bool = False) -
 
 
 def _folder(
-    path: str, module: str, bits: float, limits: Limits, packages: tuple[str, ...], extra: str
+    path: str,
+    module: str,
+    limits: Limits,
+    *,
+    most_bits: float,
+    package: str = "",
+    extra: str = "export",
+    needs: tuple[str, ...] = (),
+    calibrated: bool = False,
 ) -> FormKind:
+    """A form of `folders`. Embedding and head stay in the base's number format, so that the share of a
+    weight is more than the form's bits."""
     return FormKind(
         path=path,
-        write=f"{module}:write_{path.replace('-', '_')}",
+        write=f"folders.{module}:write_{path.replace('-', '_')}",
         limits=limits,
-        bytes_per_weight=bits / 8,
+        bytes_per_weight=most_bits / 8,
         template="folder",
-        answers=f"{module}:answers",
-        open=f"{module}:open_form",
-        packages=packages,
+        answers=f"folders.{module}:answers",
+        open=f"folders.{module}:open_form",
+        packages=("transformers", package) if package else ("transformers",),
         extra=extra,
+        calibrated=calibrated,
+        needs=needs,
     )
 
+
+_FOUR_BITS = Limits(0.65, 0.6, 2.0)
+_ONNX = ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai")
+_PACKED = ("compressed_tensors",)
 
 KINDS: Mapping[Form, FormKind] = {
     "adapter": FormKind(
@@ -248,9 +273,9 @@ KINDS: Mapping[Form, FormKind] = {
     "gguf-bf16": _gguf("bf16", 16, Limits(0.98, 0.02, 1.02)),
     "gguf-q8_0": _gguf("q8_0", 8.5, Limits(0.97, 0.02, 1.03)),
     "gguf-q6_k": _gguf("q6_k", 8.5, Limits(0.95, 0.03, 1.05), calibrated=True),
-    "gguf-q5_k_m": _gguf("q5_k_m", 7.0, Limits(0.93, 0.06, 1.1), calibrated=True),
-    "gguf-q4_k_m": _gguf("q4_k_m", 6.5, Limits(0.9, 0.12, 1.2), calibrated=True),
-    "gguf-q4_0": _gguf("q4_0", 6.0, Limits(0.8, 0.4, 1.6), calibrated=True),
+    "gguf-q5_k_m": _gguf("q5_k_m", 7.0, Limits(0.9, 0.08, 1.15), calibrated=True),
+    "gguf-q4_k_m": _gguf("q4_k_m", 6.5, Limits(0.85, 0.12, 1.25), calibrated=True),
+    "gguf-q4_0": _gguf("q4_0", 6.0, Limits(0.7, 0.5, 1.5), calibrated=True),
     "gguf-lora": FormKind(
         "lora.gguf",
         "gguf_lora:write",
@@ -261,6 +286,73 @@ KINDS: Mapping[Form, FormKind] = {
         packages=("xllamacpp",),
         needs_merge=False,
     ),
+    "onnx": FormKind(
+        "onnx",
+        "folders.onnx:write_onnx",
+        Limits(0.99, 1e-5, 1.001, 0.01),
+        8.5,  # float32, and once more while it is put into one file
+        "folder",
+        answers="folders.onnx:answers",
+        open="folders.onnx:open_form",
+        packages=("onnxruntime",),
+        extra="onnx",
+        needs=_ONNX,
+    ),
+    "torchao-int8": _folder(
+        "torchao-int8",
+        "torchao",
+        Limits(0.95, 0.03, 1.05),
+        most_bits=14,
+        package="torchao",
+        extra="torchao",
+        needs=("torchao",),
+    ),
+    "torchao-int4": _folder(
+        "torchao-int4",
+        "torchao",
+        _FOUR_BITS,
+        most_bits=14,
+        package="torchao",
+        extra="torchao",
+        needs=("torchao",),
+    ),
+    "bnb-int8": _folder(
+        "bnb-int8",
+        "bnb",
+        Limits(0.9, 0.06, 1.1),
+        most_bits=14,
+        package="bitsandbytes",
+        extra="8bit",
+        needs=("bitsandbytes",),
+    ),
+    "bnb-nf4": _folder(
+        "bnb-nf4",
+        "bnb",
+        _FOUR_BITS,
+        most_bits=12,
+        package="bitsandbytes",
+        extra="8bit",
+        needs=("bitsandbytes",),
+    ),
+    "awq": _folder(
+        "awq",
+        "awq",
+        _FOUR_BITS,
+        most_bits=12,
+        package="compressed-tensors",
+        needs=_PACKED,
+        calibrated=True,
+    ),
+    "gptq": _folder(
+        "gptq",
+        "gptq",
+        _FOUR_BITS,
+        most_bits=12,
+        package="compressed-tensors",
+        needs=_PACKED,
+        calibrated=True,
+    ),
+    "pruned": _folder("pruned", "prune", Limits(0.2, 4.0, 20.0), most_bits=32, calibrated=True),
 }
 
 PATHS: Mapping[Form, str] = {form: kind.path for form, kind in KINDS.items()}

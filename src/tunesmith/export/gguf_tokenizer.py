@@ -20,7 +20,14 @@ from typing import Any
 
 from tunesmith.errors import ModelError
 
-__all__ = ["keep_model_file", "rule_of", "tokenizer_folder", "with_rules"]
+__all__ = [
+    "is_byte_level",
+    "keep_model_file",
+    "name_for",
+    "rule_of",
+    "tokenizer_folder",
+    "with_rules",
+]
 
 FILES = (
     "added_tokens.json",
@@ -46,6 +53,8 @@ RULES: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "smollm": (("digits", "bytes, split"), False),
 }
 """llama.cpp's name of a rule (its src/llama-vocab.cpp) -> its steps, and whether whole words skip the merges."""
+PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
+_PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_KIND = 1, 2, 3, 4, 6
 
@@ -64,12 +73,22 @@ def rule_of(folder: Path) -> str | None:
     converter knows tokenizers.
     """
     words = _read(folder)
-    if words is None or words["model"].get("type") != "BPE":
+    if words is None or not _is_byte_level(words):
         return None
     steps = words.get("pre_tokenizer") or {}
     found = tuple(_step(step) for step in steps.get("pretokenizers", [steps]))
     whole = bool(words["model"].get("ignore_merges"))
     return next((name for name, rule in RULES.items() if rule == (found, whole)), None)
+
+
+def is_byte_level(folder: Path) -> bool:
+    """Whether the tokenizer is byte-level BPE, and no piece of SentencePiece's."""
+    words = _read(folder)
+    return words is not None and _is_byte_level(words)
+
+
+def _is_byte_level(words: Mapping[str, Any]) -> bool:
+    return words["model"].get("type") == "BPE" and not words["model"].get("byte_fallback")
 
 
 def _step(step: Mapping[str, Any]) -> str:
@@ -84,6 +103,21 @@ def _step(step: Mapping[str, Any]) -> str:
         if how in (("Isolated", False), ("Removed", True)):
             return f"split {pattern.get('Regex')}"
     return f"other: {kind}"
+
+
+def name_for(name: str, folder: Path) -> str:
+    """The model's name, such that llama.cpp treats its special tokens as its tokenizer does.
+
+    llama.cpp (its src/llama-vocab.cpp) takes white space behind special tokens away when the *name*
+    holds "phi-3" or "phi3", and fails to load such a model without Phi-3's tokens. So the name holds
+    it if, and only if, the tokenizer is of that kind.
+    """
+    tokens = {token["content"]: token for token in (_read(folder) or {}).get("added_tokens", [])}
+    strips = [text for text, token in tokens.items() if token.get("rstrip")]
+    is_phi = bool(strips) and tokens.keys() >= PHI3_TOKENS
+    if is_phi == bool(_PHI3_NAME.search(name)):
+        return name
+    return f"{name} (phi-3)" if is_phi else _PHI3_NAME.sub("phi 3", name)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class FormParity:
         stops_checked: answers that were generated freely, to see that they end at the stop token.
         engine: what computed the form's side.
         sha256: hash of each file that was measured.
+        asked: hash of what it was asked; see `Reference.identity`.
     """
 
     form: str
@@ -81,6 +82,7 @@ class FormParity:
     stops_checked: int
     engine: str
     sha256: Mapping[str, str]
+    asked: str
     seconds: float
 
     @property
@@ -98,7 +100,7 @@ class FormParity:
     def beyond(self) -> list[str]:
         """What is beyond its limit, as texts with figure and limit."""
         found = []
-        if self.greedy_agreement < self.limits["greedy_agreement"]:
+        if not self.greedy_agreement >= self.limits["greedy_agreement"]:
             found.append(
                 f"greedy agreement {self.greedy_agreement:.4f} is below the limit "
                 f"{self.limits['greedy_agreement']:g} ({self.positions} positions, {_clear(self)})"

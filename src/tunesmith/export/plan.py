@@ -221,6 +221,8 @@ def check_space(plan: ExportPlan, at: Run, vocabulary: int) -> None:
         need += 4 * plan.parameters  # the merge in float32, below scratch/
     if any(KINDS[form].template == "gguf" for form in missing):
         need += 4 * plan.parameters  # the file that the others are quantised from
+    if "gguf-lora" in plan.limits and not (at.dir / "scratch/base-f32.gguf").exists():
+        need += 4 * plan.parameters  # the base as GGUF, which the adapter is asked on
     if not (at.dir / "scratch/reference.npy").exists():
         need += 4 * vocabulary * plan.answer_tokens * len(plan.rows)
     need = int(need * _SPARE) + _TOKENIZER_BYTES

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.engine import Sampling
-from tunesmith.store import Run
+from tunesmith.store import Run, sha256_of_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +82,13 @@ class Reference:
     def prompts(self) -> tuple[tuple[int, ...], ...]:
         """The prompts' token ids."""
         return tuple(row[:start] for row, start in zip(self.rows, self.starts, strict=True))
+
+    @property
+    def identity(self) -> str:
+        """Hash of prompts, answers and how likely the trained model finds the user's: figures that were
+        measured against another reference are of no use."""
+        asked = [self.rows, self.starts, self.given.rows, self.given.starts, self.given_logprob]
+        return sha256_of_json(asked)
 
     def by_row(self) -> Iterator[NDArray[np.float32]]:
         """The logits of each row's answer, (tokens, vocabulary)."""

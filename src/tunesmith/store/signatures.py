@@ -24,6 +24,8 @@ __all__ = ["SIGNATURE", "check_key", "is_signed", "new_key", "sign", "verify"]
 SIGNATURE = "model.sig"
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)
 """What a signature that does not fit, or is none, makes the library raise."""
+MOST_SIGNATURE_BYTES = 1 << 26
+"""A signature names each file in about 200 bytes."""
 _NOT_SIGNED = (SIGNATURE, ".lock", SCRATCH)
 """Of no meaning to a reader, or written later than the signature."""
 
@@ -119,22 +121,22 @@ def verify(folder: Path, public: Path) -> None:
 
     Raises:
         MissingError: no such key.
+        ConfigError: the file holds no public elliptic key.
         ArtifactError: no signature, another signer, or files that were changed, added or removed.
         EnvironmentProblem: the packages for signing are not installed.
     """
-    _require(public, "public key")
+    checker = _checker(public)
     if not is_signed(folder):
         raise ArtifactError(
             f"{folder} is not signed",
             why=f"it holds no {SIGNATURE}",
-            fix=f"tunesmith sign {folder} --key PRIVATE_KEY, or do without --public-key",
+            fix=f"tunesmith sign {folder} --key PRIVATE_KEY, or do without the public key",
         )
-    with _installed():
-        from cryptography.exceptions import InvalidSignature
-        from model_signing import verifying
+    from cryptography.exceptions import InvalidSignature
+
     try:
+        _refuse_endless(folder / SIGNATURE)
         with _quiet():
-            checker: Any = verifying.Config().use_elliptic_key_verifier(public_key=public)
             checker.verify(folder, folder / SIGNATURE)
     except (*_REFUSALS, InvalidSignature) as error:
         raise ArtifactError(
@@ -142,6 +144,28 @@ def verify(folder: Path, public: Path) -> None:
             why=_first_line(error),
             fix="fetch it again from where it was sealed; if it was changed on purpose, sign it again",
         ) from error
+
+
+def _checker(public: Path) -> Any:
+    """The library's verifier with this key."""
+    _require(public, "public key")
+    with _installed():
+        from model_signing import verifying
+    try:
+        with _quiet():
+            return verifying.Config().use_elliptic_key_verifier(public_key=public)
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(
+            f"{public} cannot be used as a public key",
+            why=_first_line(error),
+            fix="name the .pub file that `tunesmith sign --new-key FILE` makes beside FILE",
+        ) from error
+
+
+def _refuse_endless(signature: Path) -> None:
+    size = signature.stat().st_size
+    if size > MOST_SIGNATURE_BYTES:
+        raise ValueError(f"{SIGNATURE} has {size:,} bytes, {MOST_SIGNATURE_BYTES:,} is the most")
 
 
 def _require(path: Path, what: str) -> None:

@@ -1,6 +1,6 @@
 """Energy that the processor used, where the system counts it.
 
-Linux's powercap counters (https://docs.kernel.org/power/powercap/powercap.html): a folder a processor
+Linux's powercap counters (Documentation/power/powercap/powercap.rst in its sources): a folder a processor
 package, `energy_uj` in microjoules, which starts again at `max_energy_range_uj`. They count the whole
 package, other programs included; many systems let only the administrator read them.
 """

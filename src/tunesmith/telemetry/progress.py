@@ -136,9 +136,11 @@ def progress(title: str, total: int, *, start: int = 0, unit: str = "") -> Itera
         title: what is done.
         total: units of work.
         start: units that an earlier attempt did.
-        unit: what one unit is called.
+        unit: what units are called, in the plural where that ends in s.
     """
     out = console()
+    if total == 1:
+        unit = unit.removesuffix("s")
     if not out.is_terminal:
         out.print(f"{title}: {total} {unit}".rstrip())
         yield Bar(total, title, out, None, None, done=start, _first=start)

@@ -10,6 +10,7 @@ import click
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, size, table
+from tunesmith.errors import counted
 
 if TYPE_CHECKING:
     from tunesmith.data.inspection import FileFound
@@ -70,7 +71,8 @@ def _tell(file: FileFound) -> None:
     """One file, for people."""
     from tunesmith.telemetry import visible
 
-    share = f"{file.share:.0%} of {'all' if file.is_whole else 'the first'} {file.looked_at:,} rows"
+    looked_at = counted(file.looked_at, "row")
+    share = f"{file.share:.0%} of {'all' if file.is_whole else 'the first'} {looked_at}"
     mapping = ", ".join(f"{use} = {name}" for use, name in file.mapping.items())
     lines = {
         "file": file.path + (f" ({size(file.bytes)})" if file.bytes is not None else ""),

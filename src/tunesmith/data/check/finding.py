@@ -212,6 +212,11 @@ CHECKS: Mapping[str, Check] = {
     "sql": Check("error", "answers that are no SQL", "correct the query"),
     "sql-runs": Check("error", "queries that do not run on their database", "correct the query"),
     "sql-no-rows": Check("note", "queries that return no rows", "look whether the query is right"),
+    "sql-not-run": Check(
+        "warning",
+        "queries that are not run, after others that did not end",
+        "mend or remove the queries that did not end, then check again",
+    ),
     "sql-unknown": Check("note", "SQL that could not be checked", ""),
     "python": Check("error", "answers that Python does not compile", "correct the code"),
     "json": Check("error", "answers that are no JSON", "correct the JSON"),

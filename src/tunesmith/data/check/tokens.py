@@ -51,16 +51,17 @@ def meter_of(model: ModelConfig) -> TokenMeter:
 
 
 def offline_meter(model: ModelConfig) -> TokenMeter | str:
-    """A meter with the tokenizer of a recipe's base model if nothing must be fetched or
-    converted for it; else why there is none."""
+    """A meter with the tokenizer of a recipe's base model if nothing must be fetched for it; else
+    why there is none."""
     try:
         from tunesmith.models.chat import ChatRenderer
-        from tunesmith.models.load import base_on_disk, load_tokenizer
+        from tunesmith.models.load import tokenizer_on_disk
 
-        base = base_on_disk(model)
-        if base is None:
-            return f"{model.base} is not on this disk, or not converted yet, which training does"
-        return TokenMeter(ChatRenderer(load_tokenizer(base)), base.name)
+        found = tokenizer_on_disk(model)
+        if found is None:
+            return f"{model.base} is not on this disk yet: training downloads it"
+        tokenizer, name = found
+        return TokenMeter(ChatRenderer(tokenizer), name)
     except ModuleNotFoundError as error:
         return f"the package {error.name!r} is not installed"
     except (ArtifactError, EnvironmentProblem, MissingError, ModelError, StorageError) as error:

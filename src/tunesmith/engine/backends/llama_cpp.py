@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["LlamaBackend", "LlamaSettings"]
 
 POLL_SECONDS = 0.05
-MANY = 1_024
-"""Likeliest tokens among which one is looked for that llama.cpp gives no probability of."""
+MANY = 1_024, 1 << 30
+"""Likeliest tokens among which one is looked for that llama.cpp gives no probability of: some, then all."""
 FIELDS = ["content", "tokens", "stop_type", "tokens_predicted", "completion_probabilities"]
 
 
@@ -252,12 +252,17 @@ class LlamaBackend:
             if drawn and drawn[0]["id"] == token:
                 found.append(float(drawn[0]["logprob"]))
             else:
-                # A token that ends inside a character comes without: look for it among the likeliest.
-                answer = await self._answer(self._probe(row[:position], MANY, "a", slot))
-                best = answer["completion_probabilities"][0]["top_logprobs"]
-                named = {entry["id"]: float(entry["logprob"]) for entry in best}
-                found.append(named.get(token, min(named.values())))
+                # A token that ends inside a character comes without: look for it among the others.
+                found.append(await self._named_logprob(row[:position], token, slot))
         return np.array(found, np.float64)
+
+    async def _named_logprob(self, past: Sequence[int], token: int, slot: int) -> float:
+        for top in MANY:
+            answer = await self._answer(self._probe(past, top, "a", slot))
+            for entry in answer["completion_probabilities"][0]["top_logprobs"]:
+                if entry["id"] == token:
+                    return float(entry["logprob"])
+        raise EngineError(f"llama.cpp does not know the token {token}")
 
     def _probe(self, past: Sequence[int], top: int, drawn: int | str, slot: int) -> dict[str, Any]:
         """A request for the next token's log probabilities, in which `drawn` is drawn."""

@@ -1,6 +1,6 @@
 """ONNX files: lengths, operators and the files of their weights, read without onnx or protobuf.
 
-Format: Protocol Buffers' wire format (https://protobuf.dev/programming-guides/encoding) and
+Format: Protocol Buffers' wire format (the specification "Encoding" of Protocol Buffers) and
 `onnx/onnx.proto`: ModelProto.graph = 7, GraphProto.node = 1, .initializer = 5, NodeProto.domain = 7,
 TensorProto.name = 8, .external_data = 13.
 """

@@ -26,12 +26,14 @@ class CheckOptions:
             that takes seconds.
         hashes: hold every file against the manifest's SHA-256.
         base: folder or GGUF file of an adapter's base model; None looks where the adapter says.
+        public_key: of who must have signed the folder; None leaves the signature alone.
         advance: called with the bytes that were read since the last call.
     """
 
     values: bool | None = None
     hashes: bool = True
     base: Path | None = None
+    public_key: Path | None = None
     advance: Callable[[int], None] = lambda _n_bytes: None
 
 

@@ -19,7 +19,7 @@ from tunesmith.export.check.folder import (
 from tunesmith.export.check.gguf_model import check_gguf
 from tunesmith.export.check.onnx import check_onnx
 from tunesmith.export.check.report import CheckOptions, CheckResult, Desk
-from tunesmith.export.check.sealed import check_sealed, is_sealed
+from tunesmith.export.check.sealed import check_sealed, check_signature, is_sealed
 from tunesmith.export.check.shapes import check_shapes
 from tunesmith.export.check.tokens import check_tokens
 from tunesmith.export.check.tree import files_below, only, sound_texts
@@ -38,6 +38,7 @@ def check_model(place: str | Path, options: CheckOptions | None = None) -> Check
     Raises:
         MissingError: there is nothing at that place.
         ModelError: there is, and it is no model.
+        ConfigError: `options.public_key` holds no public key.
         EnvironmentProblem: a package that a check needs is not installed.
     """
     root = Path(place)
@@ -47,6 +48,7 @@ def check_model(place: str | Path, options: CheckOptions | None = None) -> Check
     files = files_below(desk)
     if root.is_dir() and is_sealed(root):
         check_sealed(desk, root, files)
+    check_signature(desk, root, sum(path.stat().st_size for path in files))
     scan = _wants_values(desk, files)
     for folder, inside in _by_folder(files).items():
         _check_folder(desk, folder, inside, scan=scan)
@@ -67,6 +69,7 @@ def bytes_to_read(place: str | Path, options: CheckOptions) -> int:
     total = sum(file.stat().st_size for file in files)
     weights = sum(f.stat().st_size for f in files if f.suffix in (".safetensors", ".gguf"))
     hashes = total if options.hashes and root.is_dir() and is_sealed(root) else 0
+    hashes += total if options.public_key is not None else 0
     scanned = options.values is not False and (options.values or weights <= SCANNED_BYTES)
     return hashes + (weights if scanned else 0)
 

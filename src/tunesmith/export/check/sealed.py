@@ -1,4 +1,4 @@
-"""A sealed directory of ours: manifest, sizes, hashes, certificate."""
+"""A sealed directory of ours: manifest, sizes, hashes, certificate, signature."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tunesmith.errors import ArtifactError
 from tunesmith.export.check.report import Desk
 from tunesmith.models.files import Findings, read_json_object
-from tunesmith.store import MANIFEST
+from tunesmith.store import MANIFEST, signatures
 
-__all__ = ["check_sealed", "is_sealed"]
+__all__ = ["check_sealed", "check_signature", "is_sealed"]
 
 _AGAIN = "delete the folder and make it again, or copy it again from where it is whole"
-_PRIVATE = ("run.json", ".lock", MANIFEST)
+_PRIVATE = ("run.json", ".lock", MANIFEST, signatures.SIGNATURE)
 _CHUNK = 1 << 22
 _KEYS = ("kind", "key", "created", "version", "inputs", "facts", "parents", "files")
 
@@ -128,3 +129,33 @@ def _check_certificate(desk: Desk, folder: Path, manifest: Mapping[str, Any]) ->
                 found.error(
                     "seal-certificate", f"form {form}", told, "its figures are of other weights"
                 )
+
+
+def check_signature(desk: Desk, folder: Path, n_bytes: int) -> None:
+    """Who signed the folder: the owner of the key that was asked for, or somebody else.
+
+    Args:
+        n_bytes: of all files below the folder.
+
+    Raises:
+        MissingError, ConfigError: there is no such key, or it is none.
+        EnvironmentProblem: the packages for signing are not installed.
+    """
+    public = desk.options.public_key
+    if public is None:
+        if signatures.is_signed(folder):
+            told = "it is signed; by whom was not looked at (--public-key does)"
+            desk.about(folder / signatures.SIGNATURE, "").note("signature", "", told)
+            desk.tell(folder, signature="not looked at")
+        return
+    state = "right"
+    try:
+        signatures.verify(folder, public)
+    except ArtifactError as error:
+        is_signed = signatures.is_signed(folder)
+        state = "wrong" if is_signed else "none"
+        told = error.what.replace(str(folder), "the folder", 1)
+        place = folder / signatures.SIGNATURE if is_signed else folder
+        desk.about(place, error.fix).error("seal-signature", "", told, error.why)
+    desk.tell(folder, signature=state, public_key=public.name)
+    desk.options.advance(n_bytes)

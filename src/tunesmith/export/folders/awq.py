@@ -62,25 +62,13 @@ def write_awq(sources: Sources, target: Path) -> Mapping[str, Any]:
     began, stored = time.monotonic(), stored_format(sources)
     layers = open_layers(sources.merged, sources.calibration)
     size = group_size(layers.model, "awq")
-    names = {id(module): name for name, module in layers.model.named_modules()}
     matrices: dict[str, Quantised] = {}
     scaled = 0
     with torch.inference_mode():
-        for index, block in enumerate(layers.blocks):
-            found = shared_inputs(layers, index)
-            # What the next layer reads is made before anything is rounded, as the authors do it.
-            states = list(layers.outputs(index))
-            for shared in found:
-                scaled += scale_inputs(layers, index, shared, size, stored)
-            for shared in found:
-                for name in shared.names:
-                    module = block.get_submodule(name)
-                    diagonal = shared.gram.diagonal()
-                    grid = fit(module.weight.data, size, stored, diagonal, symmetric=False)
-                    numbers = grid.round(module.weight.data)
-                    module.weight.data = grid.weight(numbers)
-                    matrices[names[id(module)]] = Quantised(numbers, grid)
-            layers.states = states
+        for index in range(len(layers.blocks)):
+            found, changed = _block(layers, index, size, stored)
+            matrices |= found
+            scaled += changed
     save_packed(sources, target, layers.model, matrices, {"symmetric": False, "group_size": size})
     return {
         "bits": BITS,
@@ -93,6 +81,26 @@ def write_awq(sources: Sources, target: Path) -> Mapping[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "packages": versions("torch", "compressed-tensors"),
     }
+
+
+def _block(
+    layers: Layers, index: int, size: int, stored: torch.dtype
+) -> tuple[dict[str, Quantised], int]:
+    """Scale and round one block's matrices; returns them by name, and how many were scaled."""
+    block = layers.blocks[index]
+    names = {id(module): name for name, module in layers.model.named_modules()}
+    # What the next block reads is made before anything is rounded, as in the authors' code.
+    found, states = shared_inputs(layers, index)
+    scaled = sum(scale_inputs(layers, index, shared, size, stored) for shared in found)
+    matrices = {}
+    for shared in found:
+        for name in shared.names:
+            module = block.get_submodule(name)
+            grid = fit(module.weight.data, size, stored, shared.gram.diagonal(), symmetric=False)
+            numbers = grid.round(module.weight.data)
+            matrices[names[id(module)]] = Quantised(numbers, grid)
+    layers.states = states
+    return matrices, scaled
 
 
 def scale_inputs(layers: Layers, index: int, shared: Shared, size: int, stored: torch.dtype) -> int:

@@ -8,7 +8,6 @@ not quantised.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.config import Form
 from tunesmith.export.folders.parts import (
     answers,
-    hushed,
-    keep_rest_in,
     open_form,
-    put_beside,
     require,
-    stored_format,
     versions,
+    write_quantised,
 )
-from tunesmith.store import storage_errors
 
 if TYPE_CHECKING:
     from tunesmith.export.forms import Sources
@@ -39,10 +34,11 @@ def write_bnb_int8(sources: Sources, target: Path) -> Mapping[str, Any]:
     """8 bits a weight.
 
     Raises:
+        ModelError: bitsandbytes refuses the model.
         EnvironmentProblem: the extra `8bit` is not installed.
         StorageError: the disk refuses.
     """
-    facts = _write("bnb-int8", sources, target, {"load_in_8bit": True})
+    facts = _write("bnb-int8", sources, target, load_in_8bit=True)
     return {"bits": 8, "group_size": "a row", **facts}
 
 
@@ -50,44 +46,26 @@ def write_bnb_nf4(sources: Sources, target: Path) -> Mapping[str, Any]:
     """4 bits a weight and 0.13 for scales.
 
     Raises:
+        ModelError: bitsandbytes refuses the model.
         EnvironmentProblem: the extra `8bit` is not installed.
         StorageError: the disk refuses.
     """
-    # Without double quantisation bitsandbytes 0.50 does not read back on the CPU what it wrote.
-    settings = {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": "float32",
-    }
-    return {"bits": 4, "group_size": NF4_BLOCK, **_write("bnb-nf4", sources, target, settings)}
+    facts = _write(
+        "bnb-nf4",
+        sources,
+        target,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        # Without it bitsandbytes 0.50 does not read back on the CPU what it wrote.
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype="float32",
+    )
+    return {"bits": 4, "group_size": NF4_BLOCK, **facts}
 
 
-def _write(
-    form: Form, sources: Sources, target: Path, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def _write(form: Form, sources: Sources, target: Path, **settings: Any) -> dict[str, Any]:
     require(form, "8bit", "bitsandbytes")
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    began, rest = time.monotonic(), stored_format(sources)
-    with hushed():
-        model = AutoModelForCausalLM.from_pretrained(
-            sources.merged,
-            quantization_config=BitsAndBytesConfig(**settings),
-            dtype=torch.float32,
-            device_map={"": "cpu"},
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-        keep_rest_in(model, rest)
-        with storage_errors(target):
-            model.save_pretrained(target)
-            put_beside(sources, target)
-    return {
-        "rest": str(rest).removeprefix("torch."),
-        "calibration_rows": 0,
-        "seconds": round(time.monotonic() - began, 1),
-        "packages": versions("bitsandbytes", "transformers"),
-    }
+    facts = write_quantised(form, sources, target, BitsAndBytesConfig(**settings))
+    return {**facts, "packages": versions("bitsandbytes", "transformers")}

@@ -132,8 +132,8 @@ def open_layers(folder: Path, rows: Sequence[Sequence[int]]) -> Layers:
     return Layers(load_model(folder, torch.float32), rows)
 
 
-def shared_inputs(layers: Layers, index: int) -> list[Shared]:
-    """Statistics of every linear layer's input in block `index`, over all rows."""
+def shared_inputs(layers: Layers, index: int) -> tuple[list[Shared], list[Tensor]]:
+    """Statistics of every linear layer's input in block `index` over all rows, and what it makes of them."""
     import torch
 
     block = layers.blocks[index]
@@ -150,11 +150,10 @@ def shared_inputs(layers: Layers, index: int) -> list[Shared]:
         return hook
 
     with _hooked((linear[shared.names[0]], add(shared)) for shared in found):
-        for _ in layers.outputs(index):
-            pass
+        made = list(layers.outputs(index))
     for shared in found:
         shared.magnitude /= max(shared.tokens, 1)
-    return found
+    return found, made
 
 
 def _who_reads_what(layers: Layers, index: int, linear: dict[str, torch.nn.Linear]) -> list[Shared]:

@@ -63,7 +63,7 @@ def write_gptq(sources: Sources, target: Path) -> Mapping[str, Any]:
     matrices: dict[str, Quantised] = {}
     with torch.inference_mode():
         for index in range(len(layers.blocks)):
-            for shared in shared_inputs(layers, index):
+            for shared in shared_inputs(layers, index)[0]:
                 matrices |= _group(layers, index, shared, size, stored)
             # The next layer's statistics are of what the quantised one makes.
             layers.advance(index)
@@ -143,8 +143,8 @@ def _inverse_root(gram: Tensor) -> Tensor:
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean() + 1e-12)
     try:
         root = torch.linalg.cholesky(hessian)
-        inverse = torch.linalg.cholesky(torch.cholesky_inverse(root), upper=True)
-    except torch.linalg.LinAlgError as error:
+        inverse: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(root), upper=True)
+    except RuntimeError as error:  # torch's LinAlgError is one.
         raise ModelError(
             "the model computes numbers that are not finite on the calibration rows",
             why=str(error).splitlines()[0],

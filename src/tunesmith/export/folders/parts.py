@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import ModelConfig
-from tunesmith.errors import EnvironmentProblem
+from tunesmith.errors import EnvironmentProblem, ModelError
 from tunesmith.export.reference import answer_logits
 from tunesmith.export.weights import most_common_format
 from tunesmith.models.load import load_model, quiet_transformers
+from tunesmith.store import storage_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,7 @@ __all__ = [
     "stored_format",
     "versions",
     "write_config",
+    "write_quantised",
 ]
 
 _BESIDE = (
@@ -62,7 +65,6 @@ def require(form: str, extra: str, *packages: str) -> None:
     if missing:
         raise EnvironmentProblem(
             f"the form {form!r} cannot be made: {', '.join(missing)} not installed",
-            why="few users need it, so that it is an extra of its own",
             fix=f"pip install 'tunesmith[{extra}]', or leave {form} out of export.forms",
         )
 
@@ -117,6 +119,48 @@ def write_config(target: Path, config: dict[str, Any]) -> None:
     """`config.json` as transformers writes it."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (target / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_quantised(form: str, sources: Sources, target: Path, how: Any) -> dict[str, Any]:
+    """Let transformers quantise the merged model while it loads it, and save it with safetensors.
+
+    Args:
+        how: transformers' configuration of the quantiser.
+
+    Raises:
+        ModelError: the quantiser refuses this model.
+        StorageError: the disk refuses.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    began, rest = time.monotonic(), stored_format(sources)
+    try:
+        with hushed():
+            model = AutoModelForCausalLM.from_pretrained(
+                sources.merged,
+                quantization_config=how,
+                dtype=torch.float32,
+                device_map={"": "cpu"},
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ModelError(
+            f"the model in {sources.merged} cannot be quantised as {form}",
+            why=str(error).splitlines()[0],
+            fix=f"leave {form} out of export.forms; the GGUF forms take every width",
+        ) from error
+    with hushed(), storage_errors(target):
+        keep_rest_in(model, rest)
+        model.save_pretrained(target)
+        put_beside(sources, target)
+    return {
+        "rest": str(rest).removeprefix("torch."),
+        "calibration_rows": 0,
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def decoder_layers(model: Any) -> Any:

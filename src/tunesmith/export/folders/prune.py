@@ -10,6 +10,7 @@ Nothing is trained afterwards: the loss on the validation rows before and after 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from tunesmith.export.forms import Sources
 
-__all__ = ["angles", "answers", "drop_layers", "open_form", "write_pruned"]
+__all__ = ["angle", "answers", "drop_layers", "open_form", "write_pruned"]
 
 SHARE = 8
 """One layer in so many is dropped when the recipe does not say."""
@@ -58,11 +59,11 @@ def write_pruned(sources: Sources, target: Path) -> Mapping[str, Any]:
             f"export.prune_layers is {count}, and the model has {total} layers",
             fix=f"--set export.prune_layers={max(1, total // SHARE)}",
         )
-    states = _states(layers)
+    runs, singles = _angles(layers, count)
     model, rows = layers.model, list(sources.calibration[:CHOICE_ROWS])
     tried = {
         tuple(choice): _loss(model, rows, [1] * len(rows), choice)
-        for choice in (_run_of_layers(states, count), _single_layers(states, count))
+        for choice in (_run_of_layers(runs, count), _single_layers(singles, count))
     }
     dropped = min(tried, key=lambda choice: tried[choice])
     facts = _validation(model, sources, dropped)
@@ -82,43 +83,41 @@ def write_pruned(sources: Sources, target: Path) -> Mapping[str, Any]:
     }
 
 
-def _states(layers: Layers) -> list[list[Tensor]]:
-    """What each layer reads, and what the last one makes, for every row."""
-    found = [layers.states]
+def _angles(layers: Layers, count: int) -> tuple[list[float], list[float]]:
+    """Of each run of `count` layers, and of each layer: the angle between its input and its output."""
+    window = deque([layers.states], maxlen=count + 1)
+    runs, singles = [], []
     for index in range(len(layers.blocks)):
         layers.advance(index)
-        found.append(layers.states)
-    return found
+        window.append(layers.states)
+        singles.append(angle(window[-2], window[-1]))
+        if len(window) > count:
+            runs.append(angle(window[0], window[-1]))
+    return runs, singles
 
 
-def angles(states: Sequence[Sequence[Tensor]], count: int) -> list[float]:
-    """For each run of `count` layers the mean angle, as a share of pi, between its input and its output.
+def angle(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Mean angle between the hidden states of the same tokens, as a share of pi.
 
-    Args:
-        states: hidden states before each layer and after the last; of each row (1, tokens, hidden).
+    Both hold one (1, tokens, hidden) tensor a row.
     """
     import torch
 
-    found = []
-    for first in range(len(states) - count):
-        total, tokens = 0.0, 0
-        for before, after in zip(states[first], states[first + count], strict=True):
-            cosine = torch.cosine_similarity(before, after, dim=-1).clamp(-1, 1)
-            total += float(cosine.acos().sum()) / torch.pi
-            tokens += cosine.numel()
-        found.append(total / tokens)
-    return found
+    total, tokens = 0.0, 0
+    for one, other in zip(before, after, strict=True):
+        cosine = torch.cosine_similarity(one, other, dim=-1).clamp(-1, 1)
+        total += float(cosine.acos().sum()) / torch.pi
+        tokens += cosine.numel()
+    return total / tokens
 
 
-def _run_of_layers(states: Sequence[Sequence[Tensor]], count: int) -> list[int]:
-    each = angles(states, count)
-    first = min(range(len(each)), key=lambda start: each[start])
+def _run_of_layers(runs: Sequence[float], count: int) -> list[int]:
+    first = min(range(len(runs)), key=lambda start: runs[start])
     return list(range(first, first + count))
 
 
-def _single_layers(states: Sequence[Sequence[Tensor]], count: int) -> list[int]:
-    each = angles(states, 1)
-    return sorted(sorted(range(len(each)), key=lambda layer: each[layer])[:count])
+def _single_layers(singles: Sequence[float], count: int) -> list[int]:
+    return sorted(sorted(range(len(singles)), key=lambda layer: singles[layer])[:count])
 
 
 def drop_layers(model: Any, dropped: Sequence[int]) -> None:

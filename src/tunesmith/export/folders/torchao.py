@@ -5,24 +5,19 @@ Both compute with dequantised weights. Embedding and head are not quantised.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form
-from tunesmith.errors import ModelError
 from tunesmith.export.folders.parts import (
     answers,
     hushed,
-    keep_rest_in,
     open_form,
-    put_beside,
     require,
-    stored_format,
     versions,
+    write_quantised,
 )
-from tunesmith.store import storage_errors
 
 if TYPE_CHECKING:
     from tunesmith.export.forms import Sources
@@ -69,7 +64,7 @@ def write_torchao_int4(sources: Sources, target: Path) -> Mapping[str, Any]:
         from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerGroup
 
         how = IntxWeightOnlyConfig(
-            weight_dtype=torch.int4,
+            weight_dtype=getattr(torch, "int4"),  # noqa: B009 torch's stubs do not name it
             granularity=PerGroup(INT4_GROUP),
             mapping_type=MappingType.ASYMMETRIC,
         )
@@ -82,34 +77,7 @@ def write_torchao_int4(sources: Sources, target: Path) -> Mapping[str, Any]:
 
 
 def _write(form: Form, sources: Sources, target: Path, how: Any) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+    from transformers import TorchAoConfig
 
-    began, rest = time.monotonic(), stored_format(sources)
-    try:
-        with hushed():
-            model = AutoModelForCausalLM.from_pretrained(
-                sources.merged,
-                quantization_config=TorchAoConfig(how),
-                dtype=torch.float32,
-                device_map={"": "cpu"},
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ModelError(
-            f"the model in {sources.merged} cannot be quantised by torchao ({form})",
-            why=str(error).splitlines()[0],
-            fix=f"leave {form} out of export.forms; the GGUF forms take every width",
-        ) from error
-    with hushed(), storage_errors(target):
-        keep_rest_in(model, rest)
-        model.save_pretrained(target)
-        put_beside(sources, target)
-    return {
-        "rest": str(rest).removeprefix("torch."),
-        "calibration_rows": 0,
-        "seconds": round(time.monotonic() - began, 1),
-        "packages": versions("torchao", "transformers"),
-    }
+    facts = write_quantised(form, sources, target, TorchAoConfig(how))
+    return {**facts, "packages": versions("torchao", "transformers")}

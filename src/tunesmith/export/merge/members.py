@@ -12,7 +12,7 @@ from tunesmith.config import ModelConfig
 from tunesmith.errors import MissingError, ModelError
 from tunesmith.export.merge.lora import CONFIG, WEIGHTS, Adapter, read_adapter
 from tunesmith.models import embedded
-from tunesmith.models.load import BaseModel, base_on_disk, resolve_base
+from tunesmith.models.load import HUB_ID, BaseModel, base_on_disk, resolve_base
 from tunesmith.store import MANIFEST, Artifact, Parent, sha256_of_file
 
 __all__ = ["Member", "base_of", "open_base", "open_member"]
@@ -136,18 +136,23 @@ def open_base(named: str) -> BaseModel:
 
 
 def base_of(members: list[Member]) -> BaseModel | None:
-    """The base that the members themselves name, when it can be had and is the one they name."""
+    """The base that the members themselves name, when it is on this disk and the one that was sealed."""
     sealed = [member.base for member in members if member.base is not None]
     wanted = {base["sha256"] for base in sealed}
     names = {member.adapter.base_name for member in members if member.adapter is not None}
     names |= {base["name"] for base in sealed}
-    if any(base["name"] == embedded.NAME for base in sealed):
-        found = resolve_base(ModelConfig())
-        if found.sha256 in wanted:
-            return found
     for name in sorted(name for name in names if name):
-        if (Path(name).expanduser() / "config.json").is_file():
-            found = open_base(name)
-            if not wanted or found.sha256 in wanted:
-                return found
+        found = _named(name)
+        if found is not None and (not wanted or found.sha256 in wanted):
+            return found
     return None
+
+
+def _named(name: str) -> BaseModel | None:
+    """A base by the name that an adapter or a run has for it; None when it is not on this disk."""
+    if name == embedded.NAME:
+        return resolve_base(ModelConfig())
+    if Path(name).expanduser().is_dir():
+        has_model = (Path(name).expanduser() / "config.json").is_file()
+        return resolve_base(ModelConfig(base=name)) if has_model else None
+    return base_on_disk(ModelConfig(base=name)) if HUB_ID.match(name) else None

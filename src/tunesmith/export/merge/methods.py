@@ -8,7 +8,7 @@ holds them against it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -135,7 +135,7 @@ def seed_of(seed: int, name: str) -> int:
 def merge_tensor(
     name: str,
     settings: Settings,
-    models: Sequence[torch.Tensor],
+    models: Iterable[torch.Tensor],
     base: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One tensor of the merged model.
@@ -144,29 +144,31 @@ def merge_tensor(
         name: the tensor's.
         settings: as checked by the plan.
         models: the tensor in each model; its difference from the base where the method merges
-            differences. May be changed in place.
+            differences. Taken one after the other; may be changed in place.
         base: the tensor in the base, for these methods.
 
     All are float32 and of one shape; so is the result.
     """
     if settings.method == "slerp":
-        return slerp(models[0], models[1], settings.t)
+        first, second = models
+        return slerp(first, second, settings.t)
     if base is None:
         return _mean(models, settings)
-    return base + _difference(name, settings, models)
+    return _difference(name, settings, models).add_(base)
 
 
-def _mean(models: Sequence[torch.Tensor], settings: Settings) -> torch.Tensor:
+def _mean(models: Iterable[torch.Tensor], settings: Settings) -> torch.Tensor:
     import torch
 
     weights = torch.tensor(settings.weights, dtype=torch.float32)
-    total = torch.zeros_like(models[0])
-    for tensor, weight in zip(models, weights, strict=True):
+    total = torch.zeros(())
+    for number, (tensor, weight) in enumerate(zip(models, weights, strict=True)):
+        total = torch.zeros_like(tensor) if number == 0 else total
         total.addcmul_(tensor, weight)
     return total.div_(weights.sum()) if settings.normalise else total
 
 
-def _difference(name: str, settings: Settings, deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+def _difference(name: str, settings: Settings, deltas: Iterable[torch.Tensor]) -> torch.Tensor:
     """What is added to the base."""
     import torch
 
@@ -178,37 +180,45 @@ def _difference(name: str, settings: Settings, deltas: Sequence[torch.Tensor]) -
         for delta, density, weight in zip(deltas, settings.densities, weights, strict=True)
     ]
     if kind.elects:
-        total, divisor = _elected(parts, weights)
+        total = _elected(parts, weights, normalise=settings.normalise)
     else:
-        total, divisor = parts[0], weights.sum()
+        total = parts[0]
         for part in parts[1:]:
             total = total.add_(part)
-        divisor = torch.where(divisor.abs() < _SMALLEST_WEIGHTS, 1.0, divisor)
-    if settings.normalise:
-        total.div_(divisor)
+        if settings.normalise:
+            divisor = weights.sum()
+            total.div_(torch.where(divisor.abs() < _SMALLEST_WEIGHTS, 1.0, divisor))
     return total.mul_(settings.scale) if settings.scale != 1 else total
 
 
 def _elected(
-    parts: Sequence[torch.Tensor], weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the entries that have the sign of all parts' sum, and the sum of their weights.
+    parts: Sequence[torch.Tensor], weights: torch.Tensor, *, normalise: bool
+) -> torch.Tensor:
+    """Sum of the entries that have the sign of all parts' sum, divided by their weights where that is asked.
 
-    A sum of nothing counts as positive; entries that are 0 have no sign and no weight.
+    A sum of nothing counts as positive; entries that are 0 have no sign and no weight. Done stretch by
+    stretch: what is needed on the way is small.
     """
     import torch
 
-    majority = torch.zeros_like(parts[0])
-    for part in parts:
-        majority += part
-    positive = majority >= 0
-    total, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
-    for part, weight in zip(parts, weights, strict=True):
-        agrees = torch.where(positive, part > 0, part < 0)
-        total += torch.where(agrees, part, 0.0)
-        divisor += agrees * weight
-    divisor[divisor == 0] = 1
-    return total, divisor
+    total = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
+    flat = total.view(1, -1)
+    for start in range(0, flat.shape[1], _CHUNK):
+        pieces = [part.reshape(1, -1)[:, start : start + _CHUNK] for part in parts]
+        majority = torch.zeros_like(pieces[0])
+        for piece in pieces:
+            majority += piece
+        positive = majority >= 0
+        sums, divisor = torch.zeros_like(majority), torch.zeros_like(majority)
+        for piece, weight in zip(pieces, weights, strict=True):
+            agrees = torch.where(positive, piece > 0, piece < 0)
+            sums += torch.where(agrees, piece, 0.0)
+            divisor += agrees * weight
+        if normalise:
+            divisor[divisor == 0] = 1
+            sums /= divisor
+        flat[:, start : start + _CHUNK] = sums
+    return total
 
 
 def _thinned(
@@ -247,7 +257,7 @@ def _random(delta: torch.Tensor, density: float, random: torch.Generator) -> tor
     """
     import torch
 
-    kept = delta * torch.bernoulli(torch.full_like(delta, density), generator=random)
+    kept = torch.bernoulli(torch.full_like(delta, density), generator=random).mul_(delta)
     before, after = delta.abs().sum(), kept.abs().sum()
     if before < _SMALLEST_SUM or after < _SMALLEST_SUM:
         return kept

@@ -158,12 +158,11 @@ def merged_tensor(plan: MergePlan, name: str) -> torch.Tensor:
     """
     base = _of_folder(plan, plan.base.dir, name) if plan.base is not None else None
     if not plan.settings.kind.base:
-        return merge_tensor(
-            name, plan.settings, [_of_member(plan, member, name, base) for member in plan.members]
-        )
+        tensors = (_of_member(plan, member, name, base) for member in plan.members)
+        return merge_tensor(name, plan.settings, tensors)
     if base is None:
         raise AssertionError("the plan made sure of a base")
-    deltas = [_delta(plan, member, name, base) for member in plan.members]
+    deltas = (_delta(plan, member, name, base) for member in plan.members)
     return merge_tensor(name, plan.settings, deltas, base)
 
 
@@ -189,7 +188,7 @@ def _delta(plan: MergePlan, member: Member, name: str, base: torch.Tensor) -> to
 
     adapter = member.adapter
     if adapter is None:
-        return _of_folder(plan, member.dir, name) - base
+        return _of_folder(plan, member.dir, name).sub_(base)
     if name not in adapter.pairs and name not in adapter.whole:
         return torch.zeros_like(base)
     is_plain = name in adapter.pairs and adapter.pairs[name].magnitude is None

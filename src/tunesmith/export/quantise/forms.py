@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,21 @@ from tunesmith.export.quantise.importance import (
     read_importance,
     write_importance,
 )
-from tunesmith.export.quantise.policy import FILE_TYPES, LLAMA_CPP, Kind
+from tunesmith.export.quantise.policy import (
+    FILE_TYPES,
+    LLAMA_CPP,
+    Kind,
+    Model,
+    choose_types,
+)
+from tunesmith.models.files.gguf import GgufFile, look_at_gguf
 from tunesmith.models.load import load_model
 from tunesmith.store import writing
 
 __all__ = [
     "float32_gguf",
     "importance_of",
+    "useful",
     "write",
     "write_bf16",
     "write_f16",
@@ -38,6 +47,7 @@ __all__ = [
 
 FLOAT32 = "model-f32.gguf"
 IMPORTANCE = "importance.gguf"
+_NOT_WEIGHED = ("Q5_1",)
 
 
 def write(sources: Sources, target: Path, kind: Kind) -> dict[str, Any]:
@@ -52,7 +62,7 @@ def write(sources: Sources, target: Path, kind: Kind) -> dict[str, Any]:
     source = float32_gguf(sources)
     importance = None
     if FILE_TYPES[kind].weighs and sources.config.importance and sources.calibration:
-        importance = importance_of(sources)
+        importance = useful(importance_of(sources), look_at_gguf(source), kind)
     made = quantise(source, target, kind, Options(importance))
     return _facts(made, importance)
 
@@ -106,6 +116,21 @@ def importance_of(sources: Sources) -> Importance:
         longest = max(map(len, rows))
         write_importance(path, sums, "training rows", len(rows), longest)
     return read_importance(path)
+
+
+def useful(importance: Importance, file: GgufFile, kind: Kind) -> Importance | None:
+    """The matrix without tensors that rows which are no multiple of 256 make Q5_1; None when nothing is left.
+
+    Weighed, Q5_1 finds the grid of a base that came out of a file with four bits and a minimum, as the embedded one
+    does, and rounds away what training added to it (`docs/export/quantising.md` has the figures).
+    """
+    chosen = choose_types(kind, file.tensors, Model.of(file), importance=True)
+    values = {
+        name: each
+        for name, each in importance.values.items()
+        if name not in chosen or chosen[name].type not in _NOT_WEIGHED
+    }
+    return replace(importance, values=values) if values else None
 
 
 def _names(folder: Path) -> Callable[[str], str | None]:

@@ -22,7 +22,7 @@ from tunesmith.data.check.domains.sqlite import Ran, SqliteJudge
 from tunesmith.data.check.finding import Finding, finding, shortened
 from tunesmith.data.check.options import CheckOptions
 from tunesmith.data.rows import Row
-from tunesmith.errors import EnvironmentProblem
+from tunesmith.errors import EnvironmentProblem, counted
 from tunesmith.registry import nearest
 
 __all__ = ["SqlAnswers"]
@@ -70,6 +70,9 @@ class SqlAnswers:
         shown = shortened(sql)
         if self._dialect in ("auto", "sqlite"):
             known = self._judge.on_schema(sql, row.question)
+            if known is not None and known.verdict == "left out":
+                yield self._left_out(row, "the tables of its prompt are not made", sql, field)
+                known = None
             said = known or self._judge.syntax(sql)
             why = _judged(said, sql, knows_tables=known is not None)
             if why is None:
@@ -107,6 +110,9 @@ class SqlAnswers:
 
     def _run(self, row: Row, sql: str, database: Path, field: str) -> Iterator[Finding]:
         said = self._judge.run(sql, database)
+        if said.verdict == "left out":
+            yield self._left_out(row, f"it fits {database.name} and is not run", sql, field)
+            return
         shown = shortened(sql)
         if said.verdict == "fits":
             if said.n_rows == 0:
@@ -116,6 +122,11 @@ class SqlAnswers:
         check = "sql" if said.verdict == "syntax" else "sql-runs"
         what = f"SQLite ({database.name}): {said.words}"
         yield finding(row.where, check, what, field=field, value=shown, fix=_remedy(said, sql))
+
+    def _left_out(self, row: Row, what: str, sql: str, field: str) -> Finding:
+        ended = counted(self._judge.n_ended, "query", "queries")
+        why = f"{what}: limits of time or steps ended {ended} of the rows before"
+        return finding(row.where, "sql-not-run", why, field=field, value=shortened(sql))
 
 
 def _judged(said: Ran, sql: str, *, knows_tables: bool) -> str | None:

@@ -20,6 +20,10 @@ __all__ = ["Ran", "SqliteJudge"]
 _STEPS = 20_000_000
 SECONDS = 10.0
 """Longest time for one query that SQLite's steps do not end."""
+_COSTS = {"time": 10, "process": 10, "steps": 1}
+"""Roughly the seconds that a statement took which a limit ended, by the limit."""
+BUDGET = 30
+"""What such statements may cost together: counts, not a clock, so that the same rows are run everywhere."""
 _SYNTAX = re.compile(r"syntax error|unrecognized token|incomplete input|not a query|one statement")
 _UNKNOWN = re.compile(r"no such (table|column|function|module|collation)")
 _DDL = re.compile(r"\bcreate\s+(?:temp(?:orary)?\s+)?table\b[^;]*", re.IGNORECASE)
@@ -28,12 +32,17 @@ _EMPTY = Base("tables")
 _MAX_SCHEMAS = 64
 _MAX_DDL_CHARACTERS = 100_000
 
-Verdict = Literal["fits", "syntax", "no table", "no column", "no function", "forbidden", "wrong"]
+Verdict = Literal[
+    "fits", "syntax", "no table", "no column", "no function", "forbidden", "wrong", "left out"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What SQLite says to a query: `verdict`, its own words unless it fits, rows when it was run."""
+    """What SQLite says to a query: `verdict`, its own words unless it fits, rows when it was run.
+
+    `left out`: it was not asked, since limits ended too many before.
+    """
 
     verdict: Verdict
     words: str = ""
@@ -41,13 +50,21 @@ class Ran:
 
 
 class SqliteJudge:
-    """Judges queries on databases, on schemas out of prompts, and on an empty one."""
+    """Judges queries on databases, on schemas out of prompts, and on an empty one.
+
+    When limits have ended so many statements that `BUDGET` is spent, no more are run and no more tables made.
+
+    Attributes:
+        n_ended: statements that a limit ended.
+    """
 
     def __init__(self) -> None:
         self._runner = QueryRunner(SECONDS, steps=_STEPS)
         self._broken: dict[Path, str] = {}
         self._unknown: OrderedDict[str, None] = OrderedDict()
         self._files: set[Path] = set()
+        self.n_ended = 0
+        self._spent = 0
 
     def syntax(self, sql: str) -> Ran:
         """Whether it is SQLite's SQL; `no table` is the best that can come where a table is named."""
@@ -58,6 +75,8 @@ class SqliteJudge:
         ddl = ";\n".join(_DDL.findall(text[:_MAX_DDL_CHARACTERS]))
         if not ddl or ddl in self._unknown:
             return None
+        if self._spent >= BUDGET:
+            return Ran("left out")
         ran = self._prepared(Base("tables", ddl), sql)
         if ran is None:
             # Not SQLite's SQL, or without end: making them again for the next row would be no better.
@@ -70,10 +89,20 @@ class SqliteJudge:
         """Run one reading query; its first rows are fetched, its steps and its time are limited."""
         if why := self._why_broken(database):
             return Ran("wrong", why)
+        if self._spent >= BUDGET:
+            ran = self._prepared(Base.of(database), sql)
+            return ran if ran is not None and ran.verdict != "fits" else Ran("left out")
         found = self._runner.run(Base.of(database), sql, max_rows=2)
         if isinstance(found, QueryFailed):
+            self._charge(found)
             return _said(found)
         return Ran("fits", n_rows=len(found.rows))
+
+    def _charge(self, failed: QueryFailed) -> None:
+        """Count what a limit ended."""
+        cost = _COSTS.get(failed.kind, 0)
+        self._spent += cost
+        self.n_ended += bool(cost)
 
     def _why_broken(self, database: Path) -> str:
         """Why there is nothing to run queries on; found out once. Of a script `.sql` its tables are made in memory."""
@@ -95,6 +124,7 @@ class SqliteJudge:
         asked = f"EXPLAIN {_EXPLAIN.sub('', sql)}"
         found = self._runner.run(base, asked, max_rows=0, mode="compile")
         if isinstance(found, QueryFailed):
+            self._charge(found)
             return None if found.is_opening else _said(found)
         return Ran("fits")
 
