@@ -359,7 +359,7 @@ def test_a_gguf_file_under_another_ones_name_is_seen(room, taken, form, other):
 def stranger(tmp_path_factory, room, make, embedded_tokenizer):
     """The same base with another adapter, and a tokenizer of another model."""
     folder = tmp_path_factory.mktemp("stranger")
-    adapter = make.adapter(folder / "adapter", room.base, seed=5)
+    adapter = make.adapter(folder / "adapter", room.base, seed=5, r=8, lora_alpha=16)
     save_model(load_model(room.base, torch.float16), load_tokenizer(room.base), folder / "merged")
     embedded_tokenizer.save_pretrained(folder / "tokenizer")
     return SimpleNamespace(
@@ -429,17 +429,32 @@ SEALED = {
 }
 
 
+@pytest.fixture
+def sealed(room, tmp_path):
+    """A copy of the bundle, to be damaged."""
+    return Path(shutil.copytree(room.bundle.dir, tmp_path / "bundle"))
+
+
 @pytest.mark.parametrize("damage", SEALED.values(), ids=SEALED)
-def test_what_was_damaged_after_the_seal_is_caught_by_hashes_signature_and_check(
-    room, tmp_path, damage
-):
-    folder = Path(shutil.copytree(room.bundle.dir, tmp_path / "bundle"))
-    assert check_model(folder, CheckOptions(public_key=room.public)).exit_code() == 0
-    damage(folder)
+def test_what_was_damaged_after_the_seal_is_caught_by_hashes_and_signature(room, sealed, damage):
+    damage(sealed)
     with pytest.raises(ArtifactError, match="is not the file that was sealed"):
-        Artifact.open(folder, "export").verify()
+        Artifact.open(sealed, "export").verify()
     with pytest.raises(ArtifactError, match=r"not what the owner of key\.pem\.pub signed"):
-        signatures.verify(folder, room.public)
-    result = check_model(folder, CheckOptions(public_key=room.public))
+        signatures.verify(sealed, room.public)
+
+
+def test_check_names_every_damaged_file_and_the_signature(room, sealed):
+    options = CheckOptions(values=False, public_key=room.public)
+    assert check_model(sealed, options).exit_code() == 0
+    for name in ("one bit", "scale of the adapter", "rope of merged", "swapped templates"):
+        SEALED[name](sealed)
+    template(sealed / "model-q8_0.gguf")
+    result = check_model(sealed, options)
     assert result.exit_code() == ArtifactError.exit_code
-    assert {"seal-file", "seal-signature"} <= {one.check for one in result.findings}
+    found = {one.file for one in result.findings if one.check == "seal-file"}
+    assert found == {
+        *("model-q4_k_m.gguf", "model-q8_0.gguf", "adapter/adapter_config.json"),
+        *("merged/config.json", "merged/chat_template.jinja", "Modelfile"),
+    }
+    assert [one.file for one in result.findings if one.check == "seal-signature"] == ["model.sig"]

@@ -16,7 +16,11 @@ GUIDE = (ROOT / "docs/export/guide.md").read_text(encoding="utf-8")
 def limits(form):
     """As the guide writes them."""
     kind = KINDS[form].limits
-    texts = [f"{100 * kind.greedy_agreement:g} %", f"{kind.mean_kl:g}", f"{kind.perplexity_ratio:g}"]
+    texts = [
+        f"{100 * kind.greedy_agreement:g} %",
+        f"{kind.mean_kl:g}",
+        f"{kind.perplexity_ratio:g}",
+    ]
     if math.isfinite(kind.max_abs_dlogit):
         texts.append(f"{kind.max_abs_dlogit:g}")
     return " · ".join(texts)

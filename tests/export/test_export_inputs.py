@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +150,27 @@ def test_ctrl_c_keeps_what_is_whole_and_says_how_to_go_on(bench, tmp_path, monke
     assert (tmp_path / "out/merged/model.safetensors").is_file()
     assert not (tmp_path / "out" / MANIFEST).exists()
     assert not list((tmp_path / "out").glob("*.gguf"))
+
+
+@slow
+def test_what_a_quantised_training_base_changes_is_measured_and_told(bench, make, tmp_path):
+    folder = Path(shutil.copytree(bench.trained.dir, tmp_path / "train"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["facts"]["quantised_base"] = {
+        "kind": "nf4",
+        "block": 64,
+        "double_quant": True,
+        "layers": 14,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    trained = Artifact.open(folder)
+    other = make.Workbench(tmp_path, bench.base, bench.renderer, bench.dataset, trained)
+    done = other.export(tmp_path / "out", forms=["adapter"])
+    told = done.artifact.read_json("parity.json")["quantised_base"]
+    assert told["kind"] == "nf4"
+    assert told["positions"] == 24
+    assert told["mean_kl_nats"] > 1e-4
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Measured on the prompts below: trained on a base in nf4" in card
+    plain = bench.export(tmp_path / "plain", forms=["adapter"])
+    assert "quantised_base" not in plain.artifact.read_json("parity.json")

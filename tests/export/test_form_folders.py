@@ -117,6 +117,9 @@ def test_onnx_names_inputs_and_outputs_as_its_readers_expect(sources, written_on
         *(f"past_key_values.{name}" for name in caches),
     }
     assert {o.name for o in graph.output} == {"logits", *(f"present.{name}" for name in caches)}
+    # transformers.js makes its first cache from these: batch, heads, none yet, size.
+    shape = next(i for i in graph.input if i.name == "past_key_values.0.key").type.tensor_type.shape
+    assert [dim.dim_value or dim.dim_param for dim in shape.dim][1::2] == [2, 16]
     genai = json.loads((place / "genai_config.json").read_text())
     assert genai["model"]["eos_token_id"] == list(sources.renderer.stop_ids)
     assert (place / genai["model"]["decoder"]["filename"]).is_file()

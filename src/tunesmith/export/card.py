@@ -15,8 +15,11 @@ from tunesmith.export.plan import ExportPlan
 __all__ = ["card"]
 
 
-def card(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> str:
+def card(plan: ExportPlan, measured: Mapping[Form, FormParity], effect: str = "") -> str:
     """The card's Markdown, with Hugging Face's YAML front matter.
+
+    Args:
+        effect: what the change from a quantised training base to the original one does, measured.
 
     Only what the sealed facts say is printed; a fact that is not there leaves its line out.
     """
@@ -26,7 +29,7 @@ def card(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> str:
         f"{_plain(plan.trained.version)}.",
         _section("Base model", _base(plan)),
         _section("Data", _data(plan)),
-        _section("Method", _method(plan.trained.facts)),
+        _section("Method", _method(plan.trained.facts, effect)),
         _section("Results", _results(plan)),
         _section("Parity of the exported forms", _parity(measured)),
         _section("How to run", _usage(plan, measured)),
@@ -110,7 +113,7 @@ _HYPER = (
 )
 
 
-def _method(facts: Mapping[str, Any]) -> Iterator[str]:
+def _method(facts: Mapping[str, Any], effect: str) -> Iterator[str]:
     yield "| setting | value |"
     yield "|---|---|"
     for group in ("method", "optimizer"):
@@ -124,6 +127,8 @@ def _method(facts: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "Energy was not measured: the system that trained it shows no energy counter."
     yield from _quantised(facts.get("quantised_base"))
+    if effect:
+        yield f"Measured on the prompts below: {_plain(effect)}."
 
 
 def _quantised(base: Mapping[str, Any] | None) -> Iterator[str]:
@@ -182,7 +187,14 @@ def _parity(measured: Mapping[Form, FormParity]) -> Iterator[str]:
         f"answers ({first.positions} token positions) and compared with the trained model in float32."
     )
     yield ""
-    columns = ("form", "file", "greedy agreement", "limit", "mean KL (nats)", "perplexity")
+    columns: tuple[str, ...] = (
+        "form",
+        "file",
+        "greedy agreement",
+        "limit",
+        "mean KL (nats)",
+        "perplexity",
+    )
     columns += ("max abs. logit difference", "same answers")
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form, ModelConfig
 from tunesmith.errors import ModelError, ParityError
@@ -221,7 +221,7 @@ def _check_folder(own: Path | None, bundle: Path, renderer: ChatRenderer) -> str
         ParityError: they are not the trained ones.
     """
     folder = own or bundle / "tokenizer"
-    found = ChatRenderer(load_tokenizer(folder))
+    found = _renderer(load_tokenizer(folder), folder)
     _same_fingerprint(found, renderer, folder)
     if own is not None:
         path = folder / "generation_config.json"
@@ -247,12 +247,7 @@ def _check_gguf(path: Path, bundle: Path, renderer: ChatRenderer) -> str:
         raise ParityError(f"{path.name} has no chat template")
     tokenizer = copy.copy(load_tokenizer(bundle / "tokenizer"))
     tokenizer.chat_template = facts.chat_template
-    try:
-        found = ChatRenderer(tokenizer)
-    except ModelError as error:
-        raise ParityError(
-            f"the chat template in {path.name} is not the trained one: {error.what}"
-        ) from error
+    found = _renderer(tokenizer, path)
     _same_fingerprint(found, renderer, path)
     if facts.chat_template != renderer.template:
         raise ParityError(
@@ -260,6 +255,22 @@ def _check_gguf(path: Path, bundle: Path, renderer: ChatRenderer) -> str:
         )
     _check_vocabulary(facts, path, renderer)
     return found.fingerprint
+
+
+def _renderer(tokenizer: Any, place: Path) -> ChatRenderer:
+    """The renderer of a form, which may refuse a template that somebody has changed.
+
+    Raises:
+        ParityError: it does.
+    """
+    try:
+        found = ChatRenderer(tokenizer)
+        _ = found.fingerprint  # Only now the template is run.
+    except ModelError as error:
+        raise ParityError(
+            f"the chat template in {place.name} is not the trained one: {error.what}"
+        ) from error
+    return found
 
 
 def _check_vocabulary(facts: GgufFacts, path: Path, renderer: ChatRenderer) -> None:
@@ -292,7 +303,7 @@ def _check_file_type(form: Form, path: Path) -> None:
     Raises:
         ParityError: it is another form's.
     """
-    names = {kind.number: f"gguf-{name}" for name, kind in FILE_TYPES.items()}
+    names: dict[Any, str] = {kind.number: f"gguf-{name}" for name, kind in FILE_TYPES.items()}
     found = read_metadata(path).get("general.file_type")
     if names.get(found) != form:
         raise ParityError(

@@ -150,7 +150,7 @@ def record_reference(
     )
     logprob = float(total) / given.n_tokens if given.rows else None
     kept = {"rows": rows, "starts": starts, "given_rows": given.rows, "given_starts": given.starts}
-    at.write_json(ROWS, kept | {"given_logprob": logprob})
+    at.write_json(ROWS, kept | {"given_logprob": logprob, "answer_tokens": answer_tokens})
     return _read(at.dir)
 
 
@@ -183,13 +183,20 @@ def own_logprobs(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[
     return result
 
 
-def open_reference(at: Run, prompts: Sequence[Sequence[int]], given: Given) -> Reference | None:
-    """What an interrupted export of these prompts recorded; None when there is nothing whole."""
+def open_reference(
+    at: Run, prompts: Sequence[Sequence[int]], given: Given, answer_tokens: int
+) -> Reference | None:
+    """What an interrupted export of these prompts recorded; None when there is nothing whole.
+
+    Args:
+        answer_tokens: longest answer; answers up to another length are others.
+    """
     if not (at.dir / ROWS).is_file() or not (at.dir / LOGITS).is_file():
         return None
     reference = _read(at.dir)
+    recorded = json.loads((at.dir / ROWS).read_text(encoding="utf-8")).get("answer_tokens")
     same = reference.prompts == tuple(map(tuple, prompts)) and reference.given == given
-    return reference if same else None
+    return reference if same and recorded == answer_tokens else None
 
 
 def _read(folder: Path) -> Reference:

@@ -22,7 +22,7 @@ from tunesmith.export.modelfile import modelfile
 from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
 from tunesmith.export.plan import ExportPlan, check_space, plan_export
 from tunesmith.export.reference import Reference, open_reference, record_reference
-from tunesmith.models.adapters import load_trained
+from tunesmith.models.adapters import has_adapter, load_trained
 from tunesmith.store import (
     Artifact,
     Run,
@@ -39,6 +39,7 @@ MERGED = "scratch/float32"
 MEASURED = "scratch/parity"
 FACTS = "scratch/facts"
 SHARED = "scratch/shared"
+QUANTISED = "scratch/quantised-base.json"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
     import torch
 
     given = plan.given
-    reference = open_reference(at, plan.prompts, given)
+    reference = open_reference(at, plan.prompts, given, plan.answer_tokens)
     made = all(_is_whole(at, form) for form in plan.limits if KINDS[form].needs_merge)
     merged = made or (at.dir / MERGED).is_dir()
     if reference is None or not merged:
@@ -123,7 +124,24 @@ def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
         bar.advance(1)
     else:
         bar.advance(2)
+    _ask_quantised(plan, at, reference, bar)
     return reference
+
+
+def _ask_quantised(plan: ExportPlan, at: Run, reference: Reference, bar: Bar) -> None:
+    """What it changes that an adapter trained on a quantised base is put on the original one."""
+    quantised = plan.trained.facts.get("quantised_base")
+    if quantised is None or not has_adapter(plan.trained) or (at.dir / QUANTISED).is_file():
+        return
+    from tunesmith.export.merge.quantised import ROWS, quantised_base_effect
+
+    bar.advance(0, "the base as it was trained on")
+    adapter = plan.trained.folder("adapter")
+    rows, starts = reference.rows[:ROWS], reference.starts[:ROWS]
+    effect = quantised_base_effect(
+        plan.base, adapter, quantised, rows, starts, of=f"{plan.split}.jsonl"
+    )
+    at.write_json(QUANTISED, effect.as_dict() | {"told": effect.told})
 
 
 def _sources(plan: ExportPlan, at: Run) -> Sources:
@@ -273,11 +291,19 @@ def _certificate(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity])
         "clear_margin_nats": CLEAR_MARGIN_NATS,
         "renderer_fingerprint": plan.renderer.fingerprint,
         "stop_ids": list(plan.renderer.stop_ids),
+        **_quantised(at),
         "forms": {
             form: parity.as_dict() | {"facts": _facts(at, form)}
             for form, parity in measured.items()
         },
     }
+
+
+def _quantised(at: Run) -> dict[str, Any]:
+    path = at.dir / QUANTISED
+    return (
+        {"quantised_base": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    )
 
 
 def _facts(at: Run, form: Form) -> Mapping[str, Any]:
@@ -302,7 +328,9 @@ def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> Exp
     if ggufs:
         at.write_text("Modelfile", modelfile(plan.renderer, PATHS[ggufs[0]], plan.system))
     at.write_json("parity.json", _certificate(plan, at, measured))
-    at.write_text("README.md", card(plan, measured))
+    at.write_text(
+        "README.md", card(plan, measured, _quantised(at).get("quantised_base", {}).get("told", ""))
+    )
     facts = {
         "forms": {form: PATHS[form] for form in measured},
         "parity": {form: parity.as_dict() for form, parity in measured.items()},

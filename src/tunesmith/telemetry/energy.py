@@ -22,9 +22,11 @@ class EnergyMeter:
     """
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        # Only packages: their cores and memory controllers are counted in them.
+        # Only packages: their cores and memory controllers are counted in them, and they in the platform ("psys").
         self._packages = [
-            place for place in sorted(root.glob("*-rapl:*")) if place.name.count(":") == 1
+            place
+            for place in sorted(root.glob("*-rapl:*"))
+            if place.name.count(":") == 1 and _domain(place) != "psys"
         ]
         self._last = self._read()
         self._joules = 0.0
@@ -46,6 +48,13 @@ class EnergyMeter:
         values = [_number(place / "energy_uj") for place in self._packages]
         known = [value for value in values if value is not None]
         return known if known and len(known) == len(values) else None
+
+
+def _domain(place: Path) -> str:
+    try:
+        return (place / "name").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _number(path: Path) -> int | None:

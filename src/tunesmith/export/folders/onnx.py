@@ -62,8 +62,9 @@ def write_onnx(sources: Sources, target: Path) -> Mapping[str, Any]:
         built = target / "built"
         _build(sources.merged, built, sources.scratch / "onnx-cache")
         (target / "onnx").mkdir()
-        facts = _place_model(built / "model.onnx", target / MODEL)
         genai = json.loads((built / "genai_config.json").read_text(encoding="utf-8"))
+        size = int(genai["model"]["decoder"]["head_size"])
+        facts = _place_model(built / "model.onnx", target / MODEL, size)
         genai["model"]["decoder"]["filename"] = MODEL
         genai["model"]["eos_token_id"] = list(sources.renderer.stop_ids)
         (target / "genai_config.json").write_text(json.dumps(genai, indent=2) + "\n")
@@ -109,19 +110,23 @@ def _build(source: Path, target: Path, cache: Path) -> None:
         )
 
 
-def _place_model(built: Path, target: Path) -> dict[str, Any]:
-    """One file where protobuf allows it; else the graph, and the weights beside it."""
+def _place_model(built: Path, target: Path, head_size: int) -> dict[str, Any]:
+    """One file where protobuf allows it; else the graph, and the weights beside it.
+
+    The builder leaves the caches' last size open; transformers.js reads it from the graph.
+    """
     import onnx
 
     data = built.with_name(built.name + ".data")
     alone = data.stat().st_size <= MOST_BYTES_IN_ONE_FILE
     model = onnx.load(built, load_external_data=alone)
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    if alone:
-        onnx.save(model, target)
-    else:
+    for entry in (*model.graph.input, *model.graph.output):
+        if entry.name.startswith(("past_key_values.", "present.")):
+            entry.type.tensor_type.shape.dim[3].dim_value = head_size
+    onnx.save(model, target)
+    if not alone:
         # The graph names its weights' file relative to itself.
-        os.replace(built, target)
         os.replace(data, target.with_name(data.name))
     return {"opset": opsets, "external_data": not alone}
 
