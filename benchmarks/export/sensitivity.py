@@ -101,15 +101,15 @@ def damages(model: Any, token: int) -> Iterator[tuple[str, torch.Tensor, Any]]:
     embedding, norm = model.model.embed_tokens.weight, layers[15].input_layernorm.weight
     block = (7, slice(64, 96))
     yield "nothing", down, times(1.0)
-    for factor in (1.01, 1.05, 1.2, 2.0, 0.0, -1.0):
+    for factor in (1.05, 1.2, 2.0, 0.0, -1.0):
         yield f"layer 15 `down_proj`, every weight x {factor:g}", down, times(factor)
-    for factor in (1.05, 2.0, 0.0):
+    for factor in (1.05, 0.0):
         yield f"layer 3 `q_proj`, every weight x {factor:g}", query, times(factor)
         yield f"layer 15 `v_proj`, every weight x {factor:g}", value, times(factor)
     yield "layer 0 `down_proj`, every weight x 1.05", first, times(1.05)
-    for factor in (1.05, 2.0, 0.0):
+    for factor in (1.05, 2.0):
         yield f"layer 15, first norm x {factor:g}", norm, times(factor)
-    for factor in (1.05, 2.0, 0.0, -1.0, 16.0):
+    for factor in (0.0, -1.0, 16.0):
         yield f"layer 15 `down_proj`, one row x {factor:g}", down, times(factor, 7)
     yield "layer 15 `down_proj`, half of its rows x 0", down, times(0.0, slice(0, None, 2))
     for factor in (2.0, 0.0):
@@ -124,7 +124,6 @@ def damages(model: Any, token: int) -> Iterator[tuple[str, torch.Tensor, Any]]:
             down,
             times(factor, *block),
         )
-    yield "layer 15 `down_proj`, one weight is 10", down, put(10.0, 7, 64)
     yield "layer 15 `down_proj`, one weight is 60000", down, put(60000.0, 7, 64)
 
 
@@ -139,11 +138,20 @@ def measured(model: Any, reference: Reference, base: Any) -> Iterator[tuple[str,
         above = model.model.layers[layer + 1].mlp.down_proj.weight.detach().clone()
         with changed(down, lambda t, other=above: t.copy_(other)):
             yield f"layer {layer} `down_proj` is layer {layer + 1}'s", figures(model, reference)
-    for factor in (1.01, 1.1, 2.0, 0.1):
+    for factor in (1.1, 2.0, 0.1):
         with changed(model.model.rotary_emb.inv_freq, rope(factor)):
             yield f"rope theta x {factor:g}", figures(model, reference)
+    for dtype in (torch.float16, torch.bfloat16):
+        kept = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+        with torch.no_grad():
+            for name, tensor in model.named_parameters():
+                tensor.copy_(kept[name].to(dtype))
+        yield f"no damage: every weight rounded to {str(dtype)[6:]}", figures(model, reference)
+        with torch.no_grad():
+            for name, tensor in model.named_parameters():
+                tensor.copy_(kept[name])
     plain = dict(base.named_parameters())
-    for factor in (0.99, 0.9, 1.1, 0.5, 0.0):
+    for factor in (0.95, 0.9, 1.1, 0.5, 0.0):
         kept = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         with torch.no_grad():
             for name, tensor in model.named_parameters():
@@ -173,6 +181,7 @@ def beyond(found: dict[str, float]) -> list[str]:
             found["greedy_agreement"] < limits.greedy_agreement
             or found["mean_kl"] > limits.mean_kl
             or found["perplexity_ratio"] > limits.perplexity_ratio
+            or found["perplexity_ratio"] * limits.perplexity_ratio < 1
             or found["max_abs_dlogit"] > limits.max_abs_dlogit
         ):
             names.append(form.removeprefix("gguf-"))

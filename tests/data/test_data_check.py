@@ -470,6 +470,22 @@ def test_a_sealed_dataset_and_its_recipe_are_checked_with_their_databases(
         assert result.n_rows == 30
 
 
+def test_databases_are_named_by_the_command_or_by_their_files_and_each_by_one_name(lines, tmp_path):
+    for folder, column in (("a", "name"), ("b", "price")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "shop.sql").write_text(f"create table item ({column} text);")
+    asked = {"prompt": "What?", "completion": "select price from item"}
+    path = lines("rows.jsonl", [{**asked, "database": name} for name in ("shop", "other")])
+    one, other = tmp_path / "a" / "shop.sql", tmp_path / "b" / "shop.sql"
+    words = ["--set", "check.domain=sql", "--json"]
+    found = run(path, "--database", one, "--database", f"other={other}", *words)
+    (wrong,) = [r for r in json.loads(found.stdout)["reasons"] if r["check"] == "sql-runs"]
+    assert [one["where"].rpartition(":")[2] for one in wrong["first"]] == ["1"]
+    twice = run(path, "--database", one, "--database", other)
+    assert twice.exit_code == 2
+    assert "two are called 'shop'" in " ".join(twice.output.replace("│", " ").split())
+
+
 def test_a_missing_database_is_refused_before_any_row_is_read(lines, tmp_path):
     path = lines("rows.jsonl", [{"prompt": "a", "completion": "b"}])
 

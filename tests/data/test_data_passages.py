@@ -61,6 +61,8 @@ def test_what_many_rows_share_is_their_form_on_either_side():
     assert list(Passages(many, 13).find(one)) == []
     assert list(Passages(one, 13).find(many)) == []
     assert len(list(Passages(one, 13).find(many[:COMMON_ROWS]))) == COMMON_ROWS
+    very_many = numbered(*(f"{form} {words(n, 2)}" for n in range(2**8 + 2)))
+    assert list(Passages(one, 13).find(very_many)) == []
 
 
 def test_of_very_many_passages_some_are_kept_and_long_copies_are_still_found():
@@ -110,6 +112,21 @@ def test_passages_across_splits_are_reported_refused_or_dropped(seal, leaking, r
     assert json.loads(line)["rule"] == "passage-overlap"
     with pytest.raises(DataError, match="1 row shares a passage with held-out rows"):
         seal({**section, "on_near_overlap": "refuse"}, name="refused")
+
+
+def test_a_row_that_leaks_by_its_prompt_is_not_told_again_for_its_passage(seal, lines):
+    long = passage_of(SECRET, 25)
+    named = {
+        "train": lines("a.jsonl", [{"prompt": words(n, 9), "completion": "x"} for n in range(9)]),
+        "validation": lines("v.jsonl", [{"prompt": words("v", 20), "completion": "v"}]),
+        "test": lines("t.jsonl", [{"prompt": f"{long}?", "completion": "t"}]),
+    }
+    with named["train"].open("a") as file:
+        file.write(json.dumps({"prompt": f"{long} please", "completion": "t"}) + "\n")
+    source = {"kind": "files", **{k: str(v) for k, v in named.items()}}
+    assert seal({"source": source}, name="one").report["near_overlaps"]["found"] == 1
+    both = seal({"source": source, "overlap_words": 13}, name="both")
+    assert both.report["near_overlaps"]["found"] == 1
 
 
 def test_drawn_splits_are_searched_too_and_the_policy_is_read(seal, lines, tmp_path):

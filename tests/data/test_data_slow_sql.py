@@ -52,6 +52,7 @@ def slow_column(shop):
     return shop
 
 
+@pytest.mark.slow
 def test_a_check_names_the_line_of_the_slow_query_and_judges_the_rows_after_it(shop, monkeypatch):
     monkeypatch.setattr(judge, "SECONDS", 0.1)
     queries = ["select name from item", f"select {SLOW}", "select nam from item"]

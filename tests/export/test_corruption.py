@@ -221,7 +221,8 @@ def tensor(place):
         overwrite(place, tensors[name].offset, content)
         return
     file, tensors, metadata = weights_of(place)
-    name = next(n for n in tensors if "layers.0.mlp.up_proj" in n and "shape" not in n)
+    names = [name for name in tensors if "layers.0.mlp.up_proj" in name]
+    name = next(n for n in names if n.endswith((".weight", "_packed", "_qdata")))
     tensors[name] = tensors[name.replace("layers.0", "layers.1")].clone()
     save_file(tensors, file, metadata=metadata)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from tunesmith.errors import (
 )
 from tunesmith.export.convert import check_convertible
 from tunesmith.export.forms import FormKind
-from tunesmith.export.plan import plan_export
+from tunesmith.export.plan import check_space, plan_export
 from tunesmith.models.adapters import put_adapter
 from tunesmith.models.load import load_model
 from tunesmith.store import MANIFEST, Artifact
@@ -35,6 +37,42 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(
     with pytest.raises(StorageError, match=r"needs [\d,]+ bytes in .*, 1,000,000 are free"):
         bench.export(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"run.json", ".lock"}
+
+
+def needed(bench, place, monkeypatch, forms):
+    """Bytes that the check of room asks for."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=0))
+    plan = plan_export(bench.recipe(forms=forms), bench.dataset, bench.trained, None)
+    with pytest.raises(StorageError) as caught:
+        check_space(plan, SimpleNamespace(dir=place), 1)
+    return plan, int(re.search(r"needs ([\d,]+) bytes", caught.value.what)[1].replace(",", ""))
+
+
+def test_what_an_interrupted_export_has_is_not_asked_for_again(bench, tmp_path, monkeypatch):
+    forms = ["merged", "gguf-f16", "gguf-lora"]
+    plan, whole = needed(bench, tmp_path, monkeypatch, forms)
+    for name in ("float32/x", "shared/model-f32.gguf", "shared/base-f32.gguf"):
+        (tmp_path / "scratch" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scratch" / name).touch()
+        _, rest = needed(bench, tmp_path, monkeypatch, forms)
+        assert whole - rest == pytest.approx(1.05 * 4 * plan.parameters, abs=2)
+        whole = rest
+
+
+@pytest.mark.parametrize("form", ["merged", "awq", "bnb-nf4", "onnx", "pruned", "torchao-int4"])
+def test_room_for_a_folder_is_at_least_the_bases_own_size(bench, tmp_path, monkeypatch, form):
+    monkeypatch.setattr(FormKind, "writer", lambda _kind: None)
+    plan, asked = needed(bench, tmp_path, monkeypatch, [form])
+    _, nothing = needed(bench, tmp_path, monkeypatch, ["adapter"])
+    assert asked - nothing > 4 * plan.parameters + plan.stored_bytes
+
+
+def test_a_limit_of_logits_is_refused_where_the_engine_gives_none(bench):
+    limits = {"gguf-f16": {"max_abs_dlogit": 0.1}}
+    with pytest.raises(ConfigError, match=r"export\.limits\.gguf-f16\.max_abs_dlogit"):
+        plan_export(
+            bench.recipe(forms=["gguf-f16"], limits=limits), bench.dataset, bench.trained, None
+        )
 
 
 def test_an_adapter_of_another_base_is_refused(make, bench, tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tunesmith.engine import Generation
 from tunesmith.errors import (
     MissingError,
     ParityError,
+    StorageError,
     UsedDirectoryError,
 )
 from tunesmith.export import certify
@@ -27,9 +29,10 @@ from tunesmith.export.forms import Limits, Sources
 from tunesmith.export.metadata import read_metadata
 from tunesmith.export.parity import refuse_below
 from tunesmith.export.reference import Reference, answer_logits
+from tunesmith.export.stage import sign_sealed
 from tunesmith.models.adapters import load_trained
 from tunesmith.models.chat import ChatRenderer
-from tunesmith.store import MANIFEST, Artifact, Run
+from tunesmith.store import MANIFEST, Artifact, Run, failpoints, signatures
 
 slow = pytest.mark.slow
 
@@ -281,6 +284,42 @@ def test_a_form_below_its_limit_seals_nothing_and_is_made_again_on_resume(bench,
         bench.export(place, forms=forms)
     done = bench.export(place, resume=True, forms=forms)
     assert done.parity["merged"].greedy_agreement == 1.0
+
+
+@slow
+def test_what_other_versions_made_is_made_again(bench, tmp_path):
+    place = tmp_path / "out"
+    failpoints.arm("seal-begin=enospc")
+    try:
+        with pytest.raises(StorageError):
+            bench.export(place, forms=["adapter"])
+    finally:
+        failpoints.arm("")
+    kept = place / "scratch/parity/adapter.json"
+    marked = json.loads(kept.read_text()) | {"seconds": 12345.0}
+    kept.write_text(json.dumps(marked))
+    versions = place / "scratch/versions.json"
+    old = json.loads(versions.read_text())
+    copy = Path(shutil.copytree(place, tmp_path / "same"))
+    same = bench.export(copy, resume=True, forms=["adapter"])
+    assert same.parity["adapter"].seconds == 12345.0
+    odd = Path(shutil.copytree(place, tmp_path / "odd"))
+    (odd / "scratch/parity/adapter.json").write_text(json.dumps(marked | {"another": 1}))
+    assert bench.export(odd, resume=True, forms=["adapter"]).parity["adapter"].seconds < 12345.0
+    versions.write_text(json.dumps(old | {"torch": "1.0"}))
+    (place / "adapter/left.txt").write_text("by another version")
+    done = bench.export(place, resume=True, forms=["adapter"])
+    assert done.parity["adapter"].seconds < 12345.0
+    assert "adapter/left.txt" not in done.artifact.files
+
+
+@slow
+def test_another_signing_key_signs_a_sealed_bundle_anew(bench, copied, tmp_path):
+    for name in ("old.pem", "new.pem"):
+        signatures.new_key(tmp_path / name)
+        recipe = bench.recipe(signing_key=str(tmp_path / name))
+        sign_sealed(recipe.export, Artifact.open(copied))
+        signatures.verify(copied, tmp_path / f"{name}.pub")
 
 
 KILLED = """

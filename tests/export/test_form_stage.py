@@ -50,6 +50,17 @@ def test_missing_package_is_said_before_any_work(bench, tmp_path, monkeypatch):
     assert not (tmp_path / "export/scratch").exists()
 
 
+@pytest.mark.parametrize("form", ["gguf-f16", "gguf-lora"])
+def test_llama_cpp_is_looked_for_before_any_work(bench, tmp_path, monkeypatch, form):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(EnvironmentProblem) as caught:
+        bench.export(tmp_path / "export", forms=[form])
+    assert "pip install 'tunesmith[serve]'" in caught.value.fix
+    assert not (tmp_path / "export/scratch").exists()
+
+
 def test_layers_to_prune_are_refused_where_nothing_is_pruned(bench, tmp_path):
     from tunesmith.errors import ConfigError
 

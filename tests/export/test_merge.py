@@ -87,6 +87,32 @@ def test_an_adapters_change_of_each_weight_is_pefts_own(tmp_path, make, name, ti
     assert found.config.tie_word_embeddings == (tied and not is_changed)
 
 
+def test_an_embeddings_pair_counts_beside_the_base_weight_that_peft_saves_with_it(tmp_path, make):
+    """PEFT's own `save_pretrained` adds `embed_tokens.base_layer.weight` to an adapter of the embedding."""
+    base = make.short(tmp_path / "base", dtype="float32", tied=False)
+    place = make.adapter(tmp_path / "adapter", base, targets=["embed_tokens", "lm_head"])
+    tensors, stored = (
+        load_file(place / "adapter_model.safetensors"),
+        load_file(base.dir / "model.safetensors"),
+    )
+    for name in ("model.embed_tokens", "lm_head"):
+        tensors[f"base_model.model.{name}.base_layer.weight"] = stored[f"{name}.weight"]
+    save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    wanted = logits(put_adapter(load_model(base, torch.float32), place))
+    assert (wanted - logits(load_model(base, torch.float32))).abs().max() > 0.05
+    for method in ("linear", "task_arithmetic"):
+        asked = Asked((str(place),), tmp_path / method, method=method, base=str(base.dir))
+        found = load_model(run(asked).dir, torch.float32)
+        assert (logits(found) - wanted).abs().max() < 5e-4
+
+
+def test_sentencepieces_file_goes_with_the_merge(make, tmp_path):
+    base = make.short(tmp_path / "base")
+    (base.dir / "tokenizer.model").write_bytes(b"pieces")
+    result = run(Asked((str(base.dir),) * 2, tmp_path / "out"))
+    assert (result.dir / "tokenizer.model").read_bytes() == b"pieces"
+
+
 def test_linear_is_the_weighted_mean_rounded_once(bench, tmp_path):
     result = merged(bench, tmp_path / "out", bench.adapters, weights=(0.5, 0.25, 0.25))
     parents = [weights_of(bench, artifact) for artifact in bench.adapters]

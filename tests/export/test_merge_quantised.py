@@ -85,3 +85,23 @@ def test_an_unknown_way_of_quantising_is_a_bug_of_the_caller(merging):
         quantised_base_effect(
             merging.base, merging.dir / "peft-a", {**NF4, "kind": "int3"}, [(1, 2)], [1]
         )
+
+
+@pytest.mark.slow
+def test_a_bundle_still_tells_what_its_adapter_was_trained_on(
+    merging, bench, trained_on_nf4, tmp_path
+):
+    from tunesmith import export
+
+    recipe = bench.recipe(forms=["adapter", "merged"], parity_prompts=2, parity_tokens=4)
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"base": str(merging.base.dir)})}
+    )
+    with Run.open(tmp_path / "bundle", "export", inputs={}) as at:
+        bundle = export.run(recipe, at, merging.dataset, trained_on_nf4).artifact
+    out = run(Asked((str(bundle.dir),), tmp_path / "out", base=str(merging.base.dir)))
+    assert out.artifact.facts["parents"][0]["quantised_base"] == "nf4"
+    assert out.effects.keys() == {str(bundle.dir)}
+    # The merged form alone is whole: there is no adapter to be asked on a quantised base.
+    whole = run(Asked((str(bundle.dir / "merged"),), tmp_path / "whole"))
+    assert whole.effects == {}

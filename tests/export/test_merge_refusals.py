@@ -365,3 +365,31 @@ def test_a_killed_merge_leaves_nothing_under_the_name_and_the_next_one_succeeds(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def edited(adapter: Path, target: Path, *, shapes=None, **config) -> Path:
+    """A copy of an adapter with other tensors of a layer, or another config."""
+    place = copied(adapter, target)
+    name = place / "adapter_config.json"
+    name.write_text(json.dumps(json.loads(name.read_text()) | config))
+    tensors = load_file(place / "adapter_model.safetensors")
+    for ending, shape in (shapes or {}).items():
+        found = next(name for name in tensors if "q_proj" in name and name.endswith("lora_A.weight"))
+        tensors[found.replace("lora_A.weight", ending)] = torch.ones(shape)
+    save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shapes": {"lora_A.weight": (4,)}}, "lora_A and lora_B are no matrices"),
+        ({"shapes": {"lora_magnitude_vector": (3,)}}, "magnitudes are not one for each of"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj'], no table of patterns"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern is {'(': 2}, no table of patterns"),
+    ],
+)
+def test_an_adapter_of_an_odd_form_is_an_error_and_no_crash(merging, tmp_path, change, said):
+    place = edited(merging.dir / "peft-a", tmp_path / "odd", **change)
+    asked = {"base": str(merging.base.dir)}
+    assert said in refused(tmp_path / "out", [place], ModelError, **asked)

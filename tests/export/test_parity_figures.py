@@ -148,7 +148,7 @@ LIMITS = st.builds(
     Limits,
     greedy_agreement=st.floats(0, 1),
     mean_kl=st.floats(0, 100),
-    perplexity_ratio=st.floats(0.01, 100),
+    perplexity_ratio=st.floats(1, 100),
     max_abs_dlogit=st.one_of(st.just(math.inf), st.floats(0, 1000)),
 )
 
@@ -195,6 +195,15 @@ def test_a_figure_just_beyond_its_limit_is_the_only_one_named(limits, name):
 
 
 @given(LIMITS)
+def test_a_form_that_finds_the_answers_likelier_is_held_to_the_same_factor(limits):
+    """At 1 / limit it passes, but for rounding."""
+    least = 1 / limits.perplexity_ratio
+    assert judged(limits, perplexity_ratio=math.nextafter(least, 2) * (1 + 1e-12)) == []
+    (found,) = judged(limits, perplexity_ratio=least * (1 - 1e-9))
+    assert found.startswith("perplexity over the trained model's")
+
+
+@given(LIMITS)
 def test_figures_that_were_not_measured_are_beyond_nothing(limits):
     assert judged(limits, max_abs_dlogit=None, perplexity_ratio=None) == []
 
@@ -206,8 +215,8 @@ def test_no_number_is_never_within_a_limit(name):
 
 @given(LIMITS, st.sampled_from(FIGURES), st.floats(0.01, 1))
 def test_a_recipes_limit_takes_the_place_of_one_and_of_no_other(limits, name, value):
-    changed = limits.changed_by(LimitConfig(**{name: value}))
-    assert getattr(changed, name) == value
+    changed = limits.changed_by(LimitConfig(**{name: value + (name == "perplexity_ratio")}))
+    assert getattr(changed, name) == value + (name == "perplexity_ratio")
     for other in set(FIGURES) - {name}:
         assert getattr(changed, other) == getattr(limits, other)
     assert limits.changed_by(None) is limits

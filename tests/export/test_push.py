@@ -70,7 +70,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = self.path.removeprefix("/api/models/").split("?")[0].split("/revision/")[0]
         if name in self.server.repositories:
-            self._json({"id": name, "sha": "0" * 40, "siblings": [], "private": True})
+            names = [".gitattributes", *self.server.repositories[name]]
+            files = [{"rfilename": file} for file in names]
+            self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": True})
         else:
             headers = [("X-Error-Code", "RepoNotFound")]
             self._json({"error": "Repository not found"}, 404, headers)
@@ -244,8 +246,38 @@ def test_a_refusing_hub_shows_nothing_of_the_push_and_no_token(hub, sealed, brok
     assert TOKEN not in str(caught.value)
     assert hub.repositories.get("me/tiny", {}) == {}
     hub.broken = ""
-    push(sealed, "me/tiny", update=True, endpoint=hub.url)
+    push(sealed, "me/tiny", endpoint=hub.url)
     assert len(hub.repositories["me/tiny"]) == len(sealed.files) + 1
+
+
+def test_modelfile_and_card_name_a_file_that_is_sent(tmp_path):
+    ggufs = {"gguf-q8_0": "model-q8_0.gguf", "gguf-q4_k_m": "model-q4_k_m.gguf"}
+    with Run.open(tmp_path / "bundle", "export", inputs={}) as at:
+        at.write_text("README.md", "| model-q8_0.gguf |\nllama-server -m model-q8_0.gguf --jinja\n")
+        at.write_text("Modelfile", "FROM ./model-q8_0.gguf\nSYSTEM x\n")
+        for name in (*ggufs.values(), "lora.gguf"):
+            at.write_text(name, name)
+        bundle = at.finish({"forms": ggufs | {"gguf-lora": "lora.gguf"}})
+
+    def sent(*forms):
+        return {f.name: f for f in uploads(bundle, "me/x", forms)}
+
+    one = sent("gguf-q4_k_m")
+    assert one["Modelfile"].text == "FROM ./model-q4_k_m.gguf\nSYSTEM x\n"
+    assert one["Modelfile"].bytes == len(one["Modelfile"].text)
+    assert "llama-server -m model-q4_k_m.gguf --jinja" in one["README.md"].text
+    assert "| model-q8_0.gguf |" in one["README.md"].text
+    assert "model-q8_0.gguf" not in one
+    assert sent("gguf-q8_0", "gguf-lora")["Modelfile"].text is None
+    assert "Modelfile" not in sent("gguf-lora")
+
+
+def test_a_token_file_with_more_than_a_token_is_refused_unspoken(hub, sealed, tmp_path):
+    for content in (f"{TOKEN}\nsecond line", f"{TOKEN}\u00e9"):
+        (tmp_path / "token").write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match="holds more than an access token") as caught:
+            push(sealed, "me/tiny", endpoint=hub.url, token_file=tmp_path / "token")
+        assert TOKEN not in str(caught.value)
 
 
 def test_wrong_tokens_names_and_forms_are_told(hub, sealed, tmp_path, monkeypatch):

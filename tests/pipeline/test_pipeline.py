@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tunesmith.errors import (
     ArtifactError,
     ConfigError,
     DataError,
+    EnvironmentProblem,
     MissingError,
     TunesmithError,
     UsedDirectoryError,
@@ -268,6 +270,16 @@ def test_an_adapter_of_a_full_fine_tuning_is_refused_before_anything_runs(tmp_pa
     with pytest.raises(ConfigError, match="trains no adapter"):
         pipeline.run(recipe)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_form_without_its_package_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    recipe = recipe_of(tmp_path, export={"forms": ["merged", "torchao-int4"]})
+    with pytest.raises(EnvironmentProblem, match="needs torchao") as caught:
+        pipeline.run(recipe)
+    assert "tunesmith[torchao]" in caught.value.fix
+    assert not (tmp_path / "runs").exists()
+    assert not build(recipe).reused
 
 
 def test_a_missing_base_model_is_named_before_training(tmp_path):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tunesmith.errors import ArtifactError, ConfigError, MissingError
+from tunesmith.errors import ArtifactError, ConfigError, MissingError, StorageError
 from tunesmith.store import Run, signatures
 
 
@@ -126,3 +126,21 @@ def test_the_projects_own_command_line_verifies_our_signature(sealed, keys):
     change(sealed)
     bad = subprocess.run([*command, str(keys / "mine.pem.pub")], capture_output=True, text=True)
     assert bad.returncode != 0
+
+
+def test_who_signed_is_told_without_reading_the_files(sealed, keys):
+    mine, other = keys / "mine.pem", keys / "other.pem"
+    assert not signatures.is_signed_by(sealed, mine)
+    signatures.sign(sealed, mine)
+    assert signatures.is_signed_by(sealed, mine)
+    assert not signatures.is_signed_by(sealed, other)
+    (sealed / signatures.SIGNATURE).write_text('{"verificationMaterial": []}')
+    assert not signatures.is_signed_by(sealed, mine)
+
+
+def test_half_a_key_pair_is_not_left(tmp_path):
+    # The private key's name fits; the public one's is too long while it is written.
+    private = tmp_path / ("k" * 240)
+    with pytest.raises(StorageError):
+        signatures.new_key(private)
+    assert list(tmp_path.iterdir()) == []

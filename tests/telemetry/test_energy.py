@@ -47,3 +47,14 @@ def test_without_readable_counters_there_is_no_figure(powercap, tmp_path):
     (root / "intel-rapl:1/energy_uj").unlink()
     os.mkdir(root / "intel-rapl:1/energy_uj")
     assert EnergyMeter(root).joules() is None
+
+
+def test_the_platform_that_holds_the_packages_is_not_added_to_them(powercap):
+    root, put = powercap
+    put("intel-rapl:2", 1_000_000)
+    for package, name in (("intel-rapl:0", "package-0"), ("intel-rapl:2", "psys")):
+        (root / package / "name").write_text(f"{name}\n")
+    meter = EnergyMeter(root)
+    put("intel-rapl:0", 3_000_000)
+    put("intel-rapl:2", 4_000_000)
+    assert meter.joules() == pytest.approx(2.0)

@@ -8,6 +8,7 @@ import click
 
 from tunesmith.cli.options import Asked, json_option, recipe_options
 from tunesmith.cli.screen import note, print_json, table, where
+from tunesmith.errors import ModelError, listed
 
 if TYPE_CHECKING:
     from tunesmith.pipeline import FormRow, FormsTable
@@ -43,9 +44,29 @@ def forms(asked: Asked, chosen: tuple[str, ...], as_json: bool) -> None:
     recipe = asked.load("evaluate")
     found = pipeline.measure_forms(recipe, chosen, spelled=asked.spelled)
     if as_json:
-        print_json({**found.artifact.facts, "directory": str(found.artifact.dir)})
+        print_json(
+            {
+                **found.artifact.facts,
+                "directory": str(found.artifact.dir),
+                "failed": {form: error.as_dict() for form, error in found.failed.items()},
+            }
+        )
+        if found.failed:
+            raise click.exceptions.Exit(ModelError.exit_code)
     else:
         _print(found)
+        _refuse_failed(found)
+
+
+def _refuse_failed(found: FormsTable) -> None:
+    if found.failed:
+        first = next(iter(found.failed.values()))
+        raise ModelError(
+            f"{len(found.failed)} of {len(found.rows)} forms could not be measured:\n"
+            + listed(error.what for error in found.failed.values()),
+            why=f"the figures of the others are sealed; of the first, {first.why}",
+            fix=first.fix,
+        )
 
 
 def _print(found: FormsTable) -> None:

@@ -43,8 +43,8 @@ class LimitConfig(Settings):
     """Least share of positions with the same most likely token."""
     mean_kl: float | None = Field(None, ge=0)
     """Largest mean KL(trained model || form), in nats."""
-    perplexity_ratio: float | None = Field(None, gt=0)
-    """Largest perplexity of your rows' answers, divided by the trained model's."""
+    perplexity_ratio: float | None = Field(None, ge=1)
+    """Largest factor, either way, between the perplexity of your rows' answers and the trained model's."""
     max_abs_dlogit: float | None = Field(None, ge=0)
     """Largest difference of one logit; for forms whose engine gives all logits."""
 

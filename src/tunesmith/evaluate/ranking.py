@@ -21,7 +21,7 @@ from tunesmith.evaluate.tasks.judgement import Example, Judgement, Task
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.devices import device_name
 from tunesmith.store import Artifact, Run
-from tunesmith.telemetry import console, progress
+from tunesmith.telemetry import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,8 +89,6 @@ def rank(
                     f"{cut} of {len(examples)} answers of {contender.name} were cut off at "
                     f"{sampling.max_tokens} tokens"
                 )
-    for warning in warnings:
-        console().print(f"note: {warning}", markup=False)
     best, models = _standings(recipe, contenders, judged)
     at.write_text("rows.jsonl", "".join(_lines(examples, judged)))
     return at.finish(

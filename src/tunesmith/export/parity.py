@@ -110,6 +110,12 @@ class FormParity:
             limit = self.limits.get(name, math.inf)
             if value is not None and not value <= limit:
                 found.append(f"{what} {value:.4g} is above the limit {limit:g}")
+        ratio, limit = self.perplexity_ratio, self.limits.get("perplexity_ratio", math.inf)
+        if ratio is not None and ratio * limit < 1:
+            # A form that finds the user's answers likelier than the trained model is another model, too.
+            found.append(
+                f"perplexity over the trained model's {ratio:.4g} is below 1 / the limit {limit:g}"
+            )
         return found
 
 

@@ -140,7 +140,12 @@ def _limits(recipe: Recipe, *, with_adapter: bool) -> dict[Form, Limits]:
     config = recipe.export
     possible = [form for form in DEFAULT_FORMS if with_adapter or form != "adapter"]
     forms = dict.fromkeys(config.forms or possible)
-    return {form: KINDS[form].limits.changed_by(config.limits.get(form)) for form in forms}
+    return {
+        form: KINDS[form].limits.changed_by(
+            config.limits.get(form), has_logits=bool(KINDS[form].answers)
+        )
+        for form in forms
+    }
 
 
 def _calibrated(recipe: Recipe, forms: Iterable[Form]) -> bool:
@@ -211,18 +216,17 @@ def check_space(plan: ExportPlan, at: Run, vocabulary: int) -> None:
     Raises:
         StorageError: names the bytes that are needed and free.
     """
-    adapter = sum(e.bytes for f, e in plan.trained.files.items() if f.startswith("adapter/"))
     missing = [form for form in plan.limits if not (at.dir / PATHS[form]).exists()]
-    need = 0
-    for form in missing:
-        each = KINDS[form].bytes_per_weight
-        need += int(plan.parameters * each) if KINDS[form].needs_merge else adapter
-    if any(KINDS[form].needs_merge for form in missing):
-        need += 4 * plan.parameters  # the merge in float32, below scratch/
-    if any(KINDS[form].template == "gguf" for form in missing):
-        need += 4 * plan.parameters  # the file that the others are quantised from
-    if "gguf-lora" in plan.limits and not (at.dir / "scratch/base-f32.gguf").exists():
-        need += 4 * plan.parameters  # the base as GGUF, which the adapter is asked on
+    need = sum(_bytes_of(plan, form) for form in missing)
+    in_float32 = {
+        "scratch/float32": any(KINDS[form].needs_merge for form in missing),  # the merge
+        # What the GGUF forms are quantised from, and what the adapter as GGUF is asked on.
+        "scratch/shared/model-f32.gguf": any(KINDS[form].template == "gguf" for form in missing),
+        "scratch/shared/base-f32.gguf": "gguf-lora" in plan.limits,
+    }
+    for name, is_wanted in in_float32.items():
+        if is_wanted and not (at.dir / name).exists():
+            need += 4 * plan.parameters
     if not (at.dir / "scratch/reference.npy").exists():
         need += 4 * vocabulary * plan.answer_tokens * len(plan.rows)
     need = int(need * _SPARE) + _TOKENIZER_BYTES
@@ -235,3 +239,13 @@ def check_space(plan: ExportPlan, at: Run, vocabulary: int) -> None:
             fix="free some space, set another `workspace`, or ask for fewer forms: "
             "--set 'export.forms=[gguf-q8_0]'",
         )
+
+
+def _bytes_of(plan: ExportPlan, form: Form) -> int:
+    """At most what a form takes."""
+    kind = KINDS[form]
+    if not kind.needs_merge:
+        return sum(e.bytes for f, e in plan.trained.files.items() if f.startswith("adapter/"))
+    # Embedding and head of a folder stay in the base's number format: in a small model they are most of it.
+    least = plan.stored_bytes if kind.template == "folder" else 0
+    return max(int(plan.parameters * kind.bytes_per_weight), least)

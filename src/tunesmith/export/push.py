@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form
 from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, StorageError
-from tunesmith.export.forms import KINDS
+from tunesmith.export.forms import KINDS, SERVED
 from tunesmith.registry import nearest
 from tunesmith.store import MANIFEST, Artifact, signatures
 
@@ -77,9 +77,16 @@ def uploads(bundle: Artifact, repository: str, forms: Sequence[str] = ()) -> tup
     chosen: list[Form] = [form for form in has if form in forms]
     alone = chosen[0] if len(chosen) == 1 and not has[chosen[0]].endswith(".gguf") else None
     found = list(_some(bundle, [has[form] for form in chosen], has[alone] if alone else None))
-    if not any(has[form].endswith(".gguf") for form in chosen):
+    served = _served(has, has), _served(has, chosen)
+    if served[1] is None:
         found = [file for file in found if file.name != "Modelfile"]
-    return tuple(sorted((_card(file, repository, alone) for file in found), key=lambda f: f.name))
+    found = [_renamed(_card(file, repository, alone), *served) for file in found]
+    return tuple(sorted(found, key=lambda file: file.name))
+
+
+def _served(has: Mapping[Form, str], forms: Iterable[Form]) -> str | None:
+    """The file that Modelfile and card name, of these forms."""
+    return next((has[form] for form in SERVED if form in forms), None)
 
 
 def _whole(bundle: Artifact) -> Iterator[Upload]:
@@ -111,6 +118,17 @@ def _card(file: Upload, repository: str, alone: Form | None) -> Upload:
         f'from_pretrained("{folder}")', f'from_pretrained("{repository}")'
     )
     text = text.replace(f'(base, "{folder}")', f'(base, "{repository}")')
+    return Upload(file.source, file.name, len(text.encode("utf-8")), text)
+
+
+def _renamed(file: Upload, named: str | None, sent: str | None) -> Upload:
+    """Modelfile and card with a GGUF file in their commands that is sent."""
+    commands = {"Modelfile": f"FROM ./{named}", "README.md": f"llama-server -m {named} "}
+    if named is None or sent in (None, named) or file.name not in commands:
+        return file
+    text = file.source.read_text(encoding="utf-8") if file.text is None else file.text
+    command = commands[file.name]
+    text = text.replace(command, command.replace(named, str(sent)))
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
 
 
@@ -168,7 +186,7 @@ def _commit(
     from huggingface_hub import CommitOperationAdd
 
     is_there = api.repo_exists(repository)
-    if is_there and not update:
+    if is_there and not update and not _is_empty(api, repository):
         raise ConfigError(
             f"{repository} is on the hub already",
             why="nothing is put over what is there unless you say so",
@@ -192,6 +210,12 @@ def _commit(
     return str(made.commit_url)
 
 
+def _is_empty(api: HfApi, repository: str) -> bool:
+    """As a push leaves it that made the repository and then failed."""
+    names = {file.rfilename for file in api.model_info(repository).siblings or ()}
+    return names <= {".gitattributes"}
+
+
 def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
     try:
         from huggingface_hub import HfApi, get_token
@@ -203,7 +227,7 @@ def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
     if token_file is not None:
         if not token_file.is_file():
             raise MissingError(f"there is no token file at {token_file}")
-        token: str | None = token_file.read_text(encoding="utf-8").strip()
+        token: str | None = _one_word(token_file)
     else:
         token = get_token()
     if not token:
@@ -213,6 +237,17 @@ def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
             fix=f"export {TOKEN_VARIABLE}=..., with a token that may write",
         )
     return HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT"), token=token)
+
+
+def _one_word(path: Path) -> str:
+    """An HTTP client's error about anything else would spell out what stands in the file."""
+    text = path.read_bytes().decode("ascii", "replace").strip()
+    if not text.isascii() or len(text.split()) > 1:
+        raise ConfigError(
+            f"the token file {path} holds more than an access token",
+            fix="leave the token alone in it, on one line",
+        )
+    return text
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tunesmith.export.modelfile import modelfile
 from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
 from tunesmith.export.plan import ExportPlan, check_space, plan_export
 from tunesmith.export.reference import Reference, open_reference, record_reference
+from tunesmith.export.versions import made_with
 from tunesmith.models.adapters import has_adapter, load_trained
 from tunesmith.store import (
     Artifact,
@@ -40,6 +41,7 @@ MEASURED = "scratch/parity"
 FACTS = "scratch/facts"
 SHARED = "scratch/shared"
 QUANTISED = "scratch/quantised-base.json"
+VERSIONS = "scratch/versions.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def run(
 ) -> ExportResult:
     """Write the forms that the recipe names, compare each with the trained model, and seal.
 
-    An unfinished export in `at` goes on with the whole files and figures that it has.
+    An unfinished export in `at` goes on with the whole files and figures that it has; with none when
+    another version of this program or of a package made them.
 
     Args:
         report: the evaluation whose figures the model card shows, if there is one.
@@ -76,7 +79,10 @@ def run(
         InterruptedRun: the user stopped it; what is whole is kept.
     """
     plan = plan_export(recipe, dataset, trained, report)
+    with storage_errors(at.dir):
+        _forget_other_versions(at)
     check_space(plan, at, len(plan.renderer.tokenizer))
+    at.write_json(VERSIONS, made_with())
     parts = 2 * len(plan.limits) + 2
     with _resumable(), storage_errors(at.dir), progress("Export", parts, unit="parts") as bar:
         reference, sources = _prepare(plan, at, bar), _sources(plan, at)
@@ -95,6 +101,15 @@ def _resumable() -> Iterator[None]:
             why="Ctrl-C was pressed; nothing is sealed, whole files are kept",
             fix="give the same command again, with --resume for `tunesmith export`",
         ) from error
+
+
+def _forget_other_versions(at: Run) -> None:
+    path = at.dir / VERSIONS
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != made_with():
+        _discard(at, list(PATHS))
+        # The versions go last: killed in between, the next start removes the rest.
+        for place in [at.dir / "tokenizer", *(at.dir / "scratch").iterdir(), path]:
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
@@ -263,7 +278,9 @@ def _measured_before(at: Run, form: Form, limits: Limits, asked: str) -> FormPar
     if not path.is_file():
         return None
     kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept.get("asked") != asked or kept["sha256"] != files_of(form, at.dir):
+    if set(kept) != {field.name for field in fields(FormParity)}:
+        return None
+    if kept["asked"] != asked or kept["sha256"] != files_of(form, at.dir):
         return None
     return FormParity(**kept | {"limits": finite(limits)})
 
@@ -314,13 +331,16 @@ def _facts(at: Run, form: Form) -> Mapping[str, Any]:
 
 
 def sign_sealed(config: ExportConfig, artifact: Artifact) -> None:
-    """Sign a sealed bundle with the recipe's key, unless it is signed.
+    """Sign a sealed bundle with the recipe's key, unless it is signed with that one.
 
     Also for a bundle that was sealed before, by a run that ended before it could sign or had no key.
     """
-    if config.signing_key is not None and not signatures.is_signed(artifact.dir):
+    if config.signing_key is None:
+        return
+    key = Path(config.signing_key).expanduser()
+    if not signatures.is_signed_by(artifact.dir, key):
         reach("export-sign")
-        signatures.sign(artifact.dir, Path(config.signing_key).expanduser())
+        signatures.sign(artifact.dir, key)
 
 
 def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> ExportResult:
@@ -337,6 +357,12 @@ def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> Exp
         **plan.renderer.as_facts(),
         "base": {"name": plan.base.name, "sha256": plan.base.sha256},
         "name": plan.name,
+        # What a merge of the bundle's adapter must know.
+        **{
+            name: plan.trained.facts[name]
+            for name in ("precision", "quantised_base")
+            if name in plan.trained.facts
+        },
     }
     artifact = at.finish(facts)
     sign_sealed(plan.config, artifact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from tunesmith.config import Form, ModelConfig
 from tunesmith.errors import EngineError, ModelError
 from tunesmith.export.forms import KINDS
 from tunesmith.export.timing import Spec, Timing
+from tunesmith.export.versions import made_with
 from tunesmith.store import Artifact, write_atomically
 from tunesmith.telemetry import Bar
 
@@ -74,6 +74,7 @@ def time_form(
         prompts=prompts,
         max_tokens=max_tokens,
         result=str(result),
+        versions=made_with(),
     )
     wanted = json.dumps(asdict(spec), sort_keys=True)
     asked = scratch / f"{form}.spec.json"
@@ -90,13 +91,14 @@ def time_form(
 
 def _run(form: Form, spec: Path, bar: Bar) -> None:
     log = spec.with_suffix(".log")
-    command = [sys.executable, "-I", "-m", "tunesmith.export.timing", str(spec)]
-    with log.open("wb") as errors:
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()
-        )
+    # -P: a file called json.py in the user's folder must not be imported instead of Python's.
+    command = [sys.executable, "-P", "-m", "tunesmith.export.timing", str(spec)]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
+        done = 0
         try:
-            done = 0
             for line in child.stdout or ():
                 if line.strip().isdecimal():
                     bar.advance(int(line) - done)
@@ -104,8 +106,7 @@ def _run(form: Form, spec: Path, bar: Bar) -> None:
             child.wait()
         finally:
             if child.poll() is None:
-                child.terminate()
-                child.wait()
+                child.kill()
     if child.returncode:
         tail = "\n".join(
             log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
@@ -114,10 +115,5 @@ def _run(form: Form, spec: Path, bar: Bar) -> None:
         raise error(
             f"the form {form} could not be measured: its process ended with {child.returncode}",
             why=f"its last lines are:\n{tail or '(none)'}",
-            fix="free some memory, or leave it out: --form FORM names those to measure",
+            fix="free some memory and measure it alone: --form NAME",
         )
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment; `-I` keeps modules of the current folder out."""
-    return {**os.environ, "PYTHONSAFEPATH": "1"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form, ModelConfig
+from tunesmith.errors import TunesmithError
 from tunesmith.export.forms import KINDS
 from tunesmith.store import write_atomically
 from tunesmith.telemetry import peak_rss_bytes
@@ -42,6 +43,7 @@ class Spec:
         prompts: line -> token ids.
         max_tokens: longest answer.
         result: file to write.
+        versions: of what computes; figures of others are not used again.
     """
 
     form: Form
@@ -51,6 +53,7 @@ class Spec:
     prompts: Mapping[int, Sequence[int]]
     max_tokens: int
     result: str
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,15 @@ class Timing:
 
 
 def main(path: Path) -> None:
-    """Do what the specification says."""
+    """Do what the specification says; what a user can mend is told on stderr, without a traceback."""
     raw = json.loads(path.read_text(encoding="utf-8"))
     spec = Spec(**raw | {"prompts": {int(line): ids for line, ids in raw["prompts"].items()}})
-    write_atomically(Path(spec.result), json.dumps(asdict(_timed(spec))))
+    try:
+        timing = _timed(spec)
+    except TunesmithError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    write_atomically(Path(spec.result), json.dumps(asdict(timing)))
 
 
 def _timed(spec: Spec) -> Timing:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form, Recipe
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, EngineError, InterruptedRun, ModelError
 from tunesmith.pipeline.stages import Project, Stage, attempts, find
 from tunesmith.registry import nearest
 from tunesmith.store import Artifact, Run
@@ -56,12 +56,17 @@ class FormRow:
 
 @dataclass(frozen=True)
 class FormsTable:
-    """The table, and where it is sealed."""
+    """The table, and where it is sealed.
+
+    Attributes:
+        failed: form -> why its process gave no figures; its row says so too.
+    """
 
     rows: tuple[FormRow, ...]
     confidence: float
     notes: tuple[str, ...]
     artifact: Artifact
+    failed: Mapping[Form, ModelError | EngineError]
 
 
 def measure_forms(
@@ -70,7 +75,8 @@ def measure_forms(
     """Measure the forms of the recipe's sealed bundle on this machine, and seal the table.
 
     Each is loaded in a process of its own, timed one request at a time, and answers the recipe's test
-    rows. An interrupted measurement goes on with the forms that it has.
+    rows. An interrupted measurement goes on with the forms that it has. A form whose process fails does not
+    hold up the others.
 
     Args:
         forms: names; all of the bundle when empty.
@@ -78,7 +84,9 @@ def measure_forms(
     Raises:
         MissingError: the bundle is not made yet.
         ConfigError: the bundle has no such form.
-        TunesmithError: whatever evaluation or engine raise.
+        ModelError, EngineError: no form at all could be measured.
+        InterruptedRun: the user stopped it; the figures so far are kept.
+        TunesmithError: whatever evaluation raises.
     """
     stages: tuple[Stage, ...] = ("data", "train", "evaluate", "export")
     made = {stage: find(recipe, stage, spelled=spelled) for stage in stages}
@@ -94,15 +102,35 @@ def measure_made(
     bundle = made["export"]
     chosen = _chosen(bundle, forms)
     opened = _opened(recipe, bundle, made["evaluate"], chosen, folder)
-    with judging(recipe, made["data"], made["train"]) as judge, opened as at:
+    failed: dict[Form, ModelError | EngineError] = {}
+    with judging(recipe, made["data"], made["train"]) as judge, opened as at, _resumable():
         tuned = _tuned(made["evaluate"])
         prompts = {prompt.line: prompt.token_ids for prompt in judge.prompts}
         rows = []
         with progress("Forms", len(chosen) * len(prompts), unit="answers") as bar:
             for form in chosen:
                 bar.advance(0, form)
-                rows.append(_row(recipe, bundle, form, judge, prompts, tuned, at, bar))
-        return _seal(at, rows, judge)
+                try:
+                    row = _row(recipe, bundle, form, judge, prompts, tuned, at, bar)
+                except (ModelError, EngineError) as error:
+                    failed[form] = error
+                    row = _changed(_bare(bundle, form), not_timed="its process failed")
+                rows.append(row)
+        if len(failed) == len(rows):
+            raise next(iter(failed.values()))
+        return _seal(at, rows, judge, failed)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(
+            "the measurement was stopped before its end",
+            why="Ctrl-C was pressed; the forms that were measured are kept",
+            fix="give the same command again: it goes on with the others",
+        ) from error
 
 
 def _chosen(bundle: Artifact, forms: Sequence[str]) -> list[Form]:
@@ -148,22 +176,29 @@ def _row(
     at: Run,
     bar: Any,
 ) -> FormRow:
-    from tunesmith.export.table import form_bytes, forms_of, time_form
+    from tunesmith.export.table import time_form
 
-    parity = bundle.facts["parity"][form]
-    names = ("greedy_agreement", "mean_kl", "perplexity_ratio")
-    row = FormRow(
-        form,
-        forms_of(bundle)[form],
-        form_bytes(bundle, form),
-        {name: parity[name] for name in names if name in parity},
-    )
+    row = _bare(bundle, form)
     scratch = at.path("scratch/timing/x").parent
     timing = time_form(bundle, form, recipe.model, prompts, judge.sampling.max_tokens, scratch, bar)
     if timing is None:
         bar.advance(len(prompts))
         return _changed(row, not_timed="it needs its base model beside it")
     return _judged(row, timing, judge, tuned)
+
+
+def _bare(bundle: Artifact, form: Form) -> FormRow:
+    """What the sealed bundle says of a form."""
+    from tunesmith.export.table import form_bytes, forms_of
+
+    parity = bundle.facts["parity"][form]
+    names = ("greedy_agreement", "mean_kl", "perplexity_ratio")
+    return FormRow(
+        form,
+        forms_of(bundle)[form],
+        form_bytes(bundle, form),
+        {name: parity[name] for name in names if name in parity},
+    )
 
 
 def _judged(row: FormRow, timing: Timing, judge: Judge, tuned: Mapping[int, bool]) -> FormRow:
@@ -197,7 +232,9 @@ def _changed(row: FormRow, **changes: Any) -> FormRow:
     return FormRow(**{**vars(row), **changes})
 
 
-def _seal(at: Run, rows: Sequence[FormRow], judge: Judge) -> FormsTable:
+def _seal(
+    at: Run, rows: Sequence[FormRow], judge: Judge, failed: Mapping[Form, ModelError | EngineError]
+) -> FormsTable:
     from tunesmith.evaluate import provenance
     from tunesmith.export.quality_plot import draw_png
 
@@ -221,4 +258,4 @@ def _seal(at: Run, rows: Sequence[FormRow], judge: Judge) -> FormsTable:
         with at.writing("quality.png") as temporary:
             draw_png(points, judge.confidence, temporary)
     artifact = at.finish(facts)
-    return FormsTable(tuple(rows), judge.confidence, judge.notes, artifact)
+    return FormsTable(tuple(rows), judge.confidence, judge.notes, artifact, dict(failed))

@@ -166,6 +166,8 @@ def run(
         step = project.step(stage, made, anew=_is_forced(stage, start))
         if tell is not None:
             tell(step)
+        if step.action != "reuse" and until == "export":
+            _check_packages(recipe)
         done.append(do_step(recipe, step, made, began=began, resume=True))
         made[stage] = done[-1].artifact
         if tell_done is not None:
@@ -339,6 +341,18 @@ def check(recipe: Recipe, start: Stage | None, until: Stage) -> None:
             why="a stage would refuse it later, after the stages before it had run",
             fix="edit the recipe: remove or change what is named",
         )
+
+
+def _check_packages(recipe: Recipe) -> None:
+    """Refuse forms whose packages are missing before the stages before the export run for hours.
+
+    Raises:
+        EnvironmentProblem: names the extra that brings the package.
+    """
+    from tunesmith.export.forms import KINDS
+
+    for form in recipe.model_dump(mode="json")["export"]["forms"] or DEFAULT_FORMS:
+        KINDS[form].check_installed()
 
 
 def _without_effect(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:

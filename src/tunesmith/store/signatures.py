@@ -7,6 +7,8 @@ project reads it as well.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from tunesmith.errors import ArtifactError, ConfigError, EnvironmentProblem, Mis
 from tunesmith.store.files import storage_errors, write_atomically
 from tunesmith.store.run import SCRATCH
 
-__all__ = ["SIGNATURE", "check_key", "is_signed", "new_key", "sign", "verify"]
+__all__ = ["SIGNATURE", "check_key", "is_signed", "is_signed_by", "new_key", "sign", "verify"]
 
 SIGNATURE = "model.sig"
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError)
@@ -33,6 +35,29 @@ _NOT_SIGNED = (SIGNATURE, ".lock", SCRATCH)
 def is_signed(folder: Path) -> bool:
     """Whether a signature lies there; whether it is right is another question."""
     return (folder / SIGNATURE).is_file()
+
+
+def is_signed_by(folder: Path, private: Path) -> bool:
+    """Whether the signature that lies there names this key; whether it is right is another question.
+
+    Raises:
+        MissingError, ConfigError, EnvironmentProblem: as `check_key`.
+    """
+    if not is_signed(folder):
+        return False
+    check_key(private)
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(private.read_bytes(), None)
+    shown = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    try:
+        found = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+        hint = found["verificationMaterial"]["publicKey"]["hint"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(hint == hashlib.sha256(shown).hexdigest())
 
 
 def new_key(private: Path) -> Path:
@@ -68,9 +93,15 @@ def new_key(private: Path) -> Path:
     )
     with storage_errors(private):
         private.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with storage_errors(private), open(descriptor, "wb") as stream:
             stream.write(secret)
-    write_atomically(public, shown)
+        write_atomically(public, shown)
+    except BaseException:
+        # Half a pair would be refused by the next call as a key that is there.
+        private.unlink(missing_ok=True)
+        raise
     return public
 
 

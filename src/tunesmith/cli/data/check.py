@@ -42,9 +42,9 @@ _LONG_BYTES = 4_000_000
     "--database",
     "databases",
     multiple=True,
-    metavar="FILE",
+    metavar="[NAME=]FILE",
     help="Run SQL answers on this SQLite file, or on the tables of this .sql script. May be repeated: "
-    "rows then name one by their field `database`.",
+    "rows then name one by their field `database`; unless NAME is given it is called as its file.",
 )
 @click.option(
     "--model/--no-model",
@@ -118,7 +118,7 @@ def _asked(places: tuple[str, ...], asked: Mapping[str, Any]) -> tuple[Wanted, C
     reading.refuse_sealed(*others)
     recipe = Asked(recipes, (*asked["sets"], *reading.sets)).load("data")
     wanted, options = resolve(recipe, others, " ".join(recipes))
-    named = {Path(path).stem: Path(path) for path in asked["databases"]}
+    named = _databases(asked["databases"])
     return replace(wanted, model=_model(recipe, asked["with_model"])), options.on(named)
 
 
@@ -174,6 +174,21 @@ def _bar(wanted: Wanted) -> Iterator[Callable[[int], None]]:
         return
     with progress("checking", n_bytes // 1_000, unit="kB") as bar:
         yield lambda n_bytes: bar.advance(n_bytes // 1_000)
+
+
+def _databases(asked: tuple[str, ...]) -> dict[str, Path]:
+    """The databases of FILE, which is called as its file, or NAME=FILE."""
+    found: dict[str, Path] = {}
+    for text in asked:
+        name, equals, file = text.partition("=")
+        if not equals or Path(text).exists():
+            name, file = Path(text).stem, text
+        if name in found:
+            raise click.UsageError(
+                f"--database: two are called {name!r}: name each by NAME=FILE, as the rows do"
+            )
+        found[name] = Path(file)
+    return found
 
 
 def _print(result: CheckResult, every: list[Finding] | None) -> None:

@@ -179,8 +179,12 @@ def answers(
 
     with hushed():
         model = load_model(place, torch.float32)
-        found = list(answer_logits(model, rows, starts))
-    yield from found
+    # One row at a time: all of them are (tokens, vocabulary) numbers each, which fills the memory.
+    found = answer_logits(model, rows, starts)
+    for _ in rows:
+        with hushed():
+            logits = next(found)
+        yield logits
 
 
 def open_form(

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,8 @@ class Adapter:
     Attributes:
         config: its `adapter_config.json`.
         pairs: name of a weight -> what changes it.
-        whole: name of a weight -> name in the file of what replaces it (`modules_to_save`, biases).
+        whole: name of a weight -> name in the file of what replaces it (`modules_to_save`, biases, and the base's
+            own weight that PEFT saves beside the pair of an embedding or head).
         base_name: what it calls its base.
     """
 
@@ -129,7 +131,7 @@ class Adapter:
     def changed(self, weight: str, tensor: torch.Tensor) -> torch.Tensor:
         """A weight of the base as it is under this adapter, float32."""
         if weight in self.whole:
-            return self.read(self.whole[weight])
+            tensor = self.read(self.whole[weight])
         if weight not in self.pairs:
             return tensor
         sums = tensor + self.delta(weight)
@@ -214,6 +216,9 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not _is_table_of_patterns(config.get(name) or {}):
+                raise ValueError(f"{name} is {config[name]!r}, no table of patterns")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder / CONFIG} cannot be read",
@@ -264,6 +269,13 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _is_table_of_patterns(value: Any) -> bool:
+    try:
+        return isinstance(value, dict) and all(re.compile(pattern) for pattern in value)
+    except re.error:
+        return False
+
+
 def _sorted_keys(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Module -> half -> name in the file; and weight -> name in the file for whole weights."""
     halves: dict[str, dict[str, str]] = {}
@@ -293,6 +305,9 @@ def _pair(
     if missing:
         problems.append(f"{module} has no {missing[0]}")
         return None
+    if len(shapes[names["a"]]) != 2 or len(shapes[names["b"]]) != 2:
+        problems.append(f"{module}: lora_A and lora_B are no matrices")
+        return None
     (rank, fan_in), (fan_out, other) = shapes[names["a"]], shapes[names["b"]]
     asked = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
@@ -307,6 +322,9 @@ def _pair(
     embedding = "embedding" in names
     if embedding and "magnitude" in names:
         problems.append(f"{module}: DoRA on an embedding is not known here")
+        return None
+    if "magnitude" in names and prod(shapes[names["magnitude"]]) != fan_out:
+        problems.append(f"{module}: DoRA's magnitudes are not one for each of {fan_out} outputs")
         return None
     turned = embedding or bool(config.get("fan_in_fan_out"))
     return Pair(

@@ -169,7 +169,9 @@ def _effects(plan: MergePlan) -> dict[str, BaseEffect]:
     """What the original base changes for each adapter that was trained on a quantised one."""
     found: dict[str, BaseEffect] = {}
     for member in plan.members:
-        if member.quantised is None or plan.base is None or plan.prompts.renderer is None:
+        if member.quantised is None or member.adapter is None:
+            continue
+        if plan.base is None or plan.prompts.renderer is None:
             continue
         rows, starts, of = asked_rows(member.made_from, plan.prompts.renderer)
         found[member.given] = quantised_base_effect(

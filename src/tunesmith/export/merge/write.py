@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
+from tunesmith.export.gguf_tokenizer import keep_model_file
 from tunesmith.export.merge.lora import is_finite
 from tunesmith.export.merge.members import Member
 from tunesmith.export.merge.methods import merge_tensor
@@ -54,6 +55,7 @@ def write_model(plan: MergePlan, folder: Path) -> dict[str, Any]:
     _write_config(plan, folder)
     with quiet_transformers():
         plan.prompts.tokenizer.save_pretrained(folder)
+    keep_model_file(plan.prompts.tokenizer, folder)
     return counts
 
 

@@ -1,0 +1,156 @@
+"""The table of forms: stopped or killed it goes on, and a form that fails does not hold up the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tunesmith import pipeline
+from tunesmith.cli.forms import forms as command
+from tunesmith.errors import InterruptedRun, ModelError
+from tunesmith.export import table
+from tunesmith.pipeline.forms import measure_made
+from tunesmith.store import MANIFEST, Artifact, Run
+
+pytestmark = pytest.mark.slow
+
+CHILD = """
+import sys
+from pathlib import Path
+from tunesmith.config import recipe_from
+from tunesmith.errors import InterruptedRun
+from tunesmith.pipeline.forms import measure_made
+from tunesmith.store import Artifact
+base, folder, *places = sys.argv[1:]
+stages = ("data", "train", "evaluate", "export")
+made = {stage: Artifact.open(place) for stage, place in zip(stages, places)}
+recipe = recipe_from({"name": "tiny", "model": {"base": base}, "evaluate": {"max_answer_tokens": 8}})
+try:
+    measure_made(recipe, made, Path(folder))
+except InterruptedRun as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+PARITY = {"greedy_agreement": 1.0, "mean_kl": 0.0, "perplexity_ratio": 1.0}
+
+
+@pytest.fixture(scope="module")
+def made(bench, tmp_path_factory):
+    """Sealed stages of the tiny model, with the forms adapter, merged, a GGUF that is none, and a GGUF adapter."""
+    folder = tmp_path_factory.mktemp("made")
+    train = Path(shutil.copytree(bench.trained.dir, folder / "train"))
+    manifest = json.loads((train / MANIFEST).read_text())
+    manifest["facts"]["precision"] = "fp32"
+    (train / MANIFEST).write_text(json.dumps(manifest))
+    exported = bench.export(folder / "made", forms=["adapter", "merged"]).artifact
+    with Run.open(folder / "export", "export", inputs={}) as at:
+        for name in ("adapter", "merged", "tokenizer"):
+            shutil.copytree(exported.dir / name, at.dir / name)
+        at.write_text("model-f16.gguf", "no model")
+        at.write_text("lora.gguf", "an adapter")
+        paths = {"gguf-f16": "model-f16.gguf", "adapter": "adapter", "merged": "merged"}
+        paths["gguf-lora"] = "lora.gguf"
+        export = at.finish({"forms": paths, "parity": dict.fromkeys(paths, PARITY)})
+    with Run.open(folder / "evaluate", "evaluate", inputs={}) as at:
+        rows = [{"line": line, "outcome": "won"} for line in (1, 2, 3, 4)]
+        at.write_text("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        report = at.finish({})
+    return {
+        "data": bench.dataset,
+        "train": Artifact.open(train),
+        "evaluate": report,
+        "export": export,
+    }
+
+
+@pytest.fixture
+def recipe(bench):
+    found = bench.recipe()
+    return found.model_copy(
+        update={"evaluate": found.evaluate.model_copy(update={"max_answer_tokens": 8})}
+    )
+
+
+def test_a_form_that_fails_is_one_error_and_the_others_are_sealed(
+    made, recipe, tmp_path, monkeypatch
+):
+    found = measure_made(recipe, made, tmp_path)
+    rows = {row.form: row for row in found.rows}
+    assert list(rows) == ["gguf-f16", "adapter", "merged", "gguf-lora"]
+    for form in ("adapter", "merged"):
+        assert rows[form].n == 4
+        assert rows[form].tokens_per_second > 0
+    assert rows["gguf-f16"].not_timed == "its process failed"
+    assert rows["gguf-lora"].not_timed == "it needs its base model beside it"
+    assert list(found.failed) == ["gguf-f16"]
+    assert "gguf" in found.failed["gguf-f16"].why.lower()
+    assert "Traceback" not in found.failed["gguf-f16"].why
+    assert (found.artifact.dir / "quality.png").is_file()
+
+    monkeypatch.setattr(pipeline, "measure_forms", lambda *_args, **_more: found)
+    (tmp_path / "recipe.yaml").write_text("name: tiny\n")
+    plain = CliRunner().invoke(command, [str(tmp_path / "recipe.yaml")])
+    assert "its process failed" in plain.stdout
+    with pytest.raises(ModelError, match="1 of 4 forms could not be measured"):
+        raise plain.exception
+    shown = CliRunner().invoke(command, [str(tmp_path / "recipe.yaml"), "--json"])
+    assert shown.exit_code == ModelError.exit_code
+    told = json.loads(shown.stdout)
+    assert list(told["failed"]) == ["gguf-f16"]
+    assert [row["form"] for row in told["forms"]] == list(rows)
+
+
+def test_when_no_form_can_be_measured_nothing_is_sealed(made, recipe, tmp_path):
+    with pytest.raises(ModelError, match="gguf-f16 could not be measured"):
+        measure_made(recipe, made, tmp_path, ["gguf-f16"])
+    assert not list(tmp_path.rglob(MANIFEST))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_or_killed_it_goes_on_with_the_forms_that_it_has(
+    made, recipe, bench, tmp_path, number
+):
+    words = [str(place) for place in (bench.base.dir, tmp_path, *(a.dir for a in made.values()))]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    with child:
+        while not (kept := list(tmp_path.glob("forms-*/scratch/timing/adapter.json"))):
+            assert child.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.01)
+        child.send_signal(number)
+        told = child.stdout.read().decode()
+    if number == signal.SIGINT:
+        assert child.returncode == InterruptedRun.exit_code
+        assert "give the same command again" in told
+    assert not list(tmp_path.rglob(MANIFEST))
+    changed = json.loads(kept[0].read_text()) | {"load_seconds": 123.0}
+    kept[0].write_text(json.dumps(changed))
+    found = measure_made(recipe, made, tmp_path)
+    assert {row.form: row for row in found.rows}["adapter"].load_seconds == 123.0
+    assert len(list(tmp_path.glob("forms-*"))) == 1
+
+
+def test_figures_of_other_versions_are_not_used_again(made, recipe, tmp_path, monkeypatch):
+    class Bar:
+        def advance(self, *_args):
+            pass
+
+    def timed():
+        base, prompts = recipe.model, {1: [1, 2, 3]}
+        return table.time_form(made["export"], "merged", base, prompts, 4, tmp_path, Bar())
+
+    timed()
+    kept = tmp_path / "merged.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"load_seconds": 123.0}))
+    assert timed().load_seconds == 123.0
+    monkeypatch.setattr(table, "made_with", lambda: {"torch": "1.0"})
+    assert timed().load_seconds < 123.0
