@@ -374,7 +374,9 @@ def edited(adapter: Path, target: Path, *, shapes=None, **config) -> Path:
     name.write_text(json.dumps(json.loads(name.read_text()) | config))
     tensors = load_file(place / "adapter_model.safetensors")
     for ending, shape in (shapes or {}).items():
-        found = next(name for name in tensors if "q_proj" in name and name.endswith("lora_A.weight"))
+        found = next(
+            name for name in tensors if "q_proj" in name and name.endswith("lora_A.weight")
+        )
         tensors[found.replace("lora_A.weight", ending)] = torch.ones(shape)
     save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
     return place

@@ -172,7 +172,9 @@ def assert_ends_like_the_straight_run(server: Server, name: str) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("name", [name for name in FAILPOINTS if not name.startswith(("data-", "export-"))])
+@pytest.mark.parametrize(
+    "name", [name for name in FAILPOINTS if not name.startswith(("data-", "export-"))]
+)
 def test_killed_at_a_failpoint_a_run_goes_on_and_ends_the_same(server, name):
     # Late, where it is reached that often: then something was saved before it.
     often = name.startswith(("step-", "event-"))
