@@ -1,4 +1,4 @@
-# make demo | test | check | bench-geoquery | bench-training | bench-data | bench-peers | clean
+# make demo | test | check | bench-geoquery | bench-training | bench-data | bench-export | bench-peers | clean
 # Each target does its own set-up: a virtual environment under .venv with the versions of constraints.txt.
 
 PYTHON ?= python3.11
@@ -24,7 +24,7 @@ check test: export OMP_WAIT_POLICY := passive
 check test: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench-geoquery bench-training bench-data bench-peers clean
+.PHONY: help setup demo test check bench-geoquery bench-training bench-data bench-export bench-peers clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -79,6 +79,10 @@ bench-data: $(STAMP)  ## 100,000 and 1,000,000 rows to a dataset; the same step,
 	$(BIN)/python benchmarks/data/pipeline.py run --peers $(PEERS)
 	sh benchmarks/data/peers/install.sh labelstudio $(PEERS) $(PYTHON)
 	$(BIN)/python benchmarks/data/label_studio_check.py --environment $(PEERS)/labelstudio
+
+bench-export: $(STAMP)  ## Every form of the GeoQuery model: time, memory, parity, execution accuracy (after bench-geoquery)
+	$(BIN)/python benchmarks/export/geoquery.py --project runs/geoquery --out runs/geoquery-forms --write
+	$(BIN)/python benchmarks/export/families.py
 
 bench-peers: $(STAMP)  ## Other tools in environments of their own (about 5 GB), and a run of each
 	-for peer in $(PEER_NAMES); do sh benchmarks/throughput/peers/install.sh $$peer $(PEERS) $(PYTHON); done

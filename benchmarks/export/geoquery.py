@@ -63,9 +63,44 @@ def main() -> None:
     for row in table.rows:
         print(json.dumps(vars(row)))
     if options.write:
-        (HERE / "geoquery.json").write_text(
-            json.dumps({"export_seconds": seconds, **table.artifact.facts}, indent=1) + "\n"
+        facts = {"export_seconds": round(seconds, 1), **table.artifact.facts}
+        (HERE / "geoquery.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (HERE / "geoquery.md").write_text(page(facts, made["evaluate"].facts))
+
+
+def page(facts: dict, report: dict) -> str:
+    """The table for people."""
+    rows = facts["forms"]
+    lines = [
+        "# Every form of a model tuned on GeoQuery",
+        "",
+        "SmolLM2-135M-Instruct (the embedded base, dequantised from Q4_1), tuned by `make bench-geoquery`; made by",
+        "`benchmarks/export/geoquery.py` (`make bench-export`). Timed one request at a time in a process of its own;",
+        "llama.cpp keeps what prompts share. Right: answers whose rows are those of the reference query,",
+        f"n = {rows[0]['n']}, {100 * facts['confidence']:g} % intervals; the trained model itself has "
+        f"{report['tuned']['correct']} of {report['n']} right in the sealed report.",
+        f"Export with certificates: {facts['export_seconds']} s for {len(rows)} forms together.",
+        f"Machine: {facts['hardware']}.",
+        "",
+        "| form | MB | load s | first token ms | tokens/s | memory MB | same tokens | KL nats | perplexity | right | "
+        "against the trained model |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
+    ]
+    for row in rows:
+        low, high = row["interval"]
+        parity, points = row["parity"], row["points"]
+        against = ""
+        if points is not None:
+            first, last = row["points_interval"]
+            against = f"{points:+.1f} points [{first:+.1f}, {last:+.1f}]"
+        lines.append(
+            f"| {row['form']} | {row['bytes'] / 1e6:.1f} | {row['load_seconds']:.2f} | "
+            f"{1000 * row['first_token_seconds']:.0f} | {row['tokens_per_second']:.0f} | "
+            f"{row['peak_rss_bytes'] / 1e6:.0f} | {100 * parity['greedy_agreement']:.1f} % | "
+            f"{parity['mean_kl']:.2g} | {100 * (parity['perplexity_ratio'] - 1):+.1f} % | "
+            f"{100 * row['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {against} |"
         )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

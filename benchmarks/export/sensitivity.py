@@ -224,8 +224,16 @@ def main() -> None:
             print(lines[-1], flush=True)
         asked = f"{len(rows)} prompts, {len(reference.logits)} positions of the model's own answers, {given.n_tokens} tokens of the user's."
     if options.write:
-        head = "# What the certificate sees\n\nMade by `python benchmarks/export/sensitivity.py --project runs/geoquery --write`: the model tuned on\nGeoQuery, merged in float32, one damage at a time. "
-        (HERE / "sensitivity.md").write_text(head + asked + "\n\n" + "\n".join(lines) + "\n")
+        head = (
+            "# What the certificate sees\n\nMade by `python benchmarks/export/sensitivity.py --project "
+            f"runs/geoquery --prompts {options.prompts} --write`: the model tuned on GeoQuery, merged in\n"
+            "float32, one damage at a time. "
+        )
+        tail = (
+            " The last column compares\neach damage alone with the default limits; a form's own rounding "
+            "comes on top of it.\n\n"
+        )
+        (HERE / "sensitivity.md").write_text(head + asked + tail + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

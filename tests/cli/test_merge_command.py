@@ -94,6 +94,14 @@ def test_wrong_lists_are_usage_errors(models, tmp_path, capsys):
     assert "holds an empty value" in err
 
 
+def test_settings_without_a_recipe_are_refused(models, tmp_path, capsys):
+    words = ["--models", f"{models / 'a'},{models / 'b'}", "--set", "export.forms=[merged]"]
+    code, _, err = call(capsys, "merge", *words, "--out", str(tmp_path / "x"))
+    assert code == 2
+    assert "--evaluate or --export" in err
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_error_as_json_has_what_why_and_fix(models, tmp_path, capsys):
     words = ["--models", f"{models / 'a'},{models / 'b'}", "--method", "slurp", "--json"]
     code, text, _ = call(capsys, "merge", *words, "--out", str(tmp_path / "x"))
@@ -132,6 +140,8 @@ def test_one_flag_compares_the_result_with_its_parents(models, tmp_path, capsys)
     code, text, err = call(capsys, *words, "--out", str(tmp_path / "out"))
     assert code == 0, err
     assert "points against" in text
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == len(set(notes)) > 0
     code, text, _ = call(capsys, *words, "--out", str(tmp_path / "out"), "--json")
     assert json.loads(text)["reused"] is True
     found = json.loads(text)["evaluation"]
@@ -151,8 +161,9 @@ def test_one_flag_compares_the_result_with_its_parents(models, tmp_path, capsys)
 def test_a_merge_is_exported_as_a_bundle_that_is_proved_to_be_it(models, tmp_path, capsys):
     recipe = recipe_of(tmp_path, models)
     with recipe.open("a", encoding="utf-8") as stream:
-        stream.write("export: {forms: [merged], parity_prompts: 2, parity_tokens: 4}\n")
+        stream.write("export: {forms: [merged, gguf-f16], parity_prompts: 2, parity_tokens: 4}\n")
     words = ["merge", "--models", f"{models / 'a'},{models / 'b'}", "--export", str(recipe)]
+    words += ["--set", "export.forms=[merged]"]
     code, text, err = call(
         capsys, *words, "--base", str(models / "base"), "--out", str(tmp_path / "out"), "--json"
     )
@@ -164,6 +175,10 @@ def test_a_merge_is_exported_as_a_bundle_that_is_proved_to_be_it(models, tmp_pat
         for folder in (tmp_path / "out/model", bundle.dir / "merged")
     )
     assert all(torch.equal(merged[name], exported[name]) for name in merged)
+    readme = bundle.path("README.md").read_text(encoding="utf-8")
+    assert "2 models of base, merged with" in readme
+    assert "fine-tuned" not in readme
+    assert bundle.read_json("parity.json")["reference"].startswith("merged weights")
     assert Artifact.open(tmp_path / "out").sha256 in {parent.sha256 for parent in bundle.parents}
     code, _, err = call(capsys, *words, "--out", str(tmp_path / "baseless"))
     assert code == 4

@@ -237,6 +237,79 @@ def test_a_domain_is_told_from_most_answers_for_each_task():
     ]
 
 
+BROKEN_SQL = [
+    "SELEC * FORM x",
+    "SELECT I am sorry, I cannot",
+    "selec name from users",
+    "SELECT name FORM users",
+    "selct name fro users where id = 3",
+    "SELECT name FROM users; I hope this helps you",
+    "INSRT INTO t VALUES (1)",
+    "DELETE FORM t",
+    "UPDATE t SE x = 1",
+    "creat table t (id int, n text",
+]
+NO_SQL = [
+    "Select the blue button from the menu, then press OK.",
+    "Select Options (gear icon) from menu",
+    "Select values (or records) from array- or table-like data given integer selection indices.",
+    "SELECT ONE OF THE FOLLOWING",
+    "Select * from the keypad to continue",
+    "Insert card into reader.",
+    "Insert into the slot the card.",
+    "Delete from the list all that you want.",
+    "Update the app and set a new password.",
+    "UPDATE: Your order has shipped.",
+    "Updated set of tools; see below;",
+    "Create table bookings online",
+    "Created from form X",
+    "Elect a chair from among you",
+    "With love from Mary as (always) yours",
+]
+
+
+def mixed(answers, n_others):
+    """Rows of several kinds, the answers among them."""
+    others = ["It is blue.", '{"a": 1}', "def f(x):\n    return x\n", "Paris", "Take the 3rd."]
+    rows = [chat("Which?", answer, n + 1) for n, answer in enumerate(answers)]
+    return rows + [chat(f"What {n}?", others[n % 5], len(answers) + n + 1) for n in range(n_others)]
+
+
+@pytest.mark.parametrize("n_others", [0, 1, 3, 4, 8, 30])
+def test_an_answer_that_was_meant_to_be_sql_is_an_error_in_mixed_rows_too(n_others):
+    for answer in BROKEN_SQL:
+        rows = mixed([answer], n_others)
+        options = CheckOptions().told(tell_domains(rows))
+        found = [f for f in check_rows(rows, options) if f.check == "sql"]
+        assert [(f.where, f.severity) for f in found] == [("rows.jsonl:1", "error")], answer
+
+
+@pytest.mark.parametrize("n_others", [0, 1, 3, 4, 8, 30])
+def test_an_instruction_is_no_sql(n_others):
+    for answer in NO_SQL:
+        rows = mixed([answer], n_others)
+        found = [f.what for f in check_rows(rows, CheckOptions()) if f.check.startswith("sql")]
+        assert found == [], answer
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "is_echo"),
+    [
+        ("same", "same", True),
+        ("Same ", "same", True),
+        ("Hello!", "hello!", False),
+        ("7", "7", False),
+        ("same", "other", False),
+    ],
+)
+def test_a_short_answer_that_repeats_its_question_is_told(question, answer, is_echo):
+    assert ("equal-turns" in checks_of(chat(question, answer))) == is_echo
+
+
+def test_a_class_that_is_called_as_its_text_is_no_echo():
+    assert "equal-turns" not in checks_of(chat("refund", "refund", label="refund"))
+
+
 SOME = "the cat and dog is on a mat sorry der und \u200b é <br> nan"
 WORDS = st.lists(st.sampled_from(SOME.split(" ")))
 ROWS = st.lists(st.tuples(WORDS, WORDS, st.sampled_from(["", "a", "b"])), max_size=40)

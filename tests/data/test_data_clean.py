@@ -222,6 +222,16 @@ def test_every_row_is_kept_or_in_a_side_file_with_its_reason(lines, tmp_path):
     assert report["dropped"] == {"exact": 1, "near": 1, "empty": 1} == result.dropped
 
 
+def test_near_alone_says_of_an_exact_copy_that_it_is_one(lines, tmp_path):
+    path = lines("rows.jsonl", ROWS)
+    clean_files([path], CleanConfig(near="drop"), out=tmp_path / "out")
+    dropped = rows_in(tmp_path / "out" / "dropped.jsonl")
+    assert [(d["where"], d["rule"], d["reason"]) for d in dropped] == [
+        (f"{path}:2", "near", f"exactly the same as {path}:1"),
+        (f"{path}:3", "near", f"nearly the same as {path}:1"),
+    ]
+
+
 def test_a_text_with_another_class_is_no_duplicate(tmp_path):
     path = tmp_path / "texts.csv"
     texts = ["Where is my card?,arrival", "where is my card,lost", "Where is my card?,lost"]

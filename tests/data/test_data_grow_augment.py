@@ -190,6 +190,19 @@ def test_rows_whose_query_cannot_be_proved_are_left_out_with_the_reason(shop, tm
     assert "different programs" in reasons[5][0]
 
 
+def test_with_one_database_a_row_need_not_name_it(shop, tmp_path):
+    asked = ("Names?", "select name from item", "item(id name price)")
+    rows = [chat_row(*asked), chat_row(*asked, db_id="other")]
+    options = {"databases": {"shop": shop}, "databases_folder": tmp_path / "out"}
+    first, second = grown(rows, "rename", **options)
+    (new,) = first.made
+    assert new.meta["database"].startswith("shop-")
+    assert "no field `database`" in second.left_out[0].reason
+    two = {**options, "databases": {"shop": shop, "store": shop}}
+    (left,) = grown(rows[:1], "rename", **two)[0].left_out
+    assert "no field `database`" in left.reason
+
+
 def test_a_copy_has_the_same_rows_foreign_keys_and_views_under_other_names(shop, tmp_path):
     rows = [chat_row("Names?", "select name from item", "item(id name price)", database="shop")]
     made = grown(

@@ -82,14 +82,29 @@ def test_a_weight_of_an_unknown_part_is_refused(seal, mix):
         seal(mix({"sql": 20, "chat": 20}, weights={"sgl": 2}))
 
 
-def test_a_row_with_a_source_of_its_own_is_refused_with_the_setting_that_helps(seal, mix, lines):
+def test_a_row_keeps_a_source_of_its_own_under_another_name_and_in_its_place(
+    seal, mix, lines, rows_of
+):
     section = mix({"a": 20, "b": 20})
-    path = lines("a.jsonl", [*rows("a", 20), {"prompt": "q", "completion": "a", "source": "web"}])
-    with pytest.raises(DataError) as caught:
-        seal(section)
-    assert f"{path}:21: source: the row has this field already" in caught.value.what
-    section["source"]["source_field"] = "part"
-    assert seal(section, name="other").report["mix"]["a"]["rows"] > 0
+    own = [
+        f'{{"prompt": "q{n}", "completion": "a", "source": "web \\u00e9", "x": 1.50}}'
+        for n in range(20)
+    ]
+    lines("a.jsonl", own)
+    section["source"]["test"] = [str(lines("t.jsonl", [{**rows("t", 1)[0], "source": "faq.md"}]))]
+    result = seal(section)
+    text = result.artifact.path("train.jsonl").read_text(encoding="utf-8")
+    assert '"meta": {"own_source": "web \\u00e9", "x": 1.50, "source": "a"}}' in text
+    assert set(counts_of(result, rows_of)) == {"a", "b"}
+    assert [row["meta"] for row in rows_of(result, "test")] == [{"own_source": "faq.md"}]
+
+
+def test_a_mix_of_mixes_keeps_every_name(seal, mix, lines, rows_of):
+    section = mix({"a": 20, "b": 20})
+    lines("a.jsonl", [{**row, "source": "s", "own_source": "o"} for row in rows("a", 20)])
+    made = rows_of(seal(section), "train")
+    (meta,) = {json.dumps(row["meta"]) for row in made if row["meta"]["source"] == "a"}
+    assert json.loads(meta) == {"own_own_source": "s", "own_source": "o", "source": "a"}
 
 
 def test_the_name_of_the_part_is_added_and_nothing_else_changes(seal, mix, lines, rows_of):

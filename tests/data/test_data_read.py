@@ -211,6 +211,35 @@ def test_a_files_hash_and_size_are_those_on_the_disk_whatever_is_wrong_in_it(tmp
     assert source.n_bytes == len(content)
 
 
+def test_a_problem_of_every_row_is_told_once_and_chunks_change_nothing():
+    rows = [(f"a.jsonl:{n}", "no prompt") for n in range(1, 3_080)]
+    rows.insert(20, ("a.jsonl:20", "no answer"))
+    whole = Problems()
+    for where, what in rows:
+        whole.add(where, what)
+    parts = Problems()
+    for start in range(0, len(rows), 700):
+        part = Problems()
+        for where, what in rows[start : start + 700]:
+            part.add(where, what)
+        parts.merge(part)
+    assert parts.lines == whole.lines
+    first, second = whole.lines
+    assert first.startswith("a.jsonl:1: no prompt (the same in 3,078 other rows: :2, :3, ")
+    assert first.endswith(":50 and 3,029 more)")
+    assert second == "a.jsonl:20: no answer"
+    with pytest.raises(DataError, match=r"^3,080 problems") as caught:
+        parts.raise_any("mend it")
+    assert "more\n" not in caught.value.what
+
+
+def test_a_problem_of_ten_rows_is_named_for_each():
+    problems = Problems()
+    for n in range(10):
+        problems.add(f"a.jsonl:{n}", "no prompt")
+    assert problems.lines == [f"a.jsonl:{n}: no prompt" for n in range(10)]
+
+
 def test_one_error_names_the_first_fifty_problems_and_counts_all(lines):
     path = lines("a.jsonl", ["{"] * 60)
     problems = Problems()
@@ -219,7 +248,9 @@ def test_one_error_names_the_first_fifty_problems_and_counts_all(lines):
         problems.raise_any("mend it")
     text = str(caught.value)
     assert "60 problems" in text
-    assert f"{path}:50:" in text
+    assert text.count("not valid JSON") == 1
+    assert f"{path}:1: not valid JSON" in text
+    assert ":49, :50 and 10 more)" in text
     assert f"{path}:51:" not in text
     assert "and 10 more" in text
     assert "fix: mend it" in text

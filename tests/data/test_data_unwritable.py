@@ -68,3 +68,28 @@ def test_a_place_that_cannot_be_written_is_one_error(folder, capsys, command):
         assert "Traceback" not in said
         assert place.removesuffix(".jsonl")[:20] in said.replace("\n", "")
         assert [path.name for path in folder.iterdir() if path.name.endswith(".part")] == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without /dev/full")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert rows.jsonl --to chat",
+        "clean rows.jsonl --sides sides",
+        "augment rows.jsonl --rule noise",
+        "make support faq.md",
+    ],
+)
+def test_a_stdout_that_is_full_is_named(folder, monkeypatch, capsys, command):
+    with pytest.raises(SystemExit) as ended, open("/dev/full", "w") as full:
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("sys.stdout", full)
+                main(["data", *shlex.split(command), "--out", "-"])
+        finally:
+            # What stays in the buffer cannot be written when it is closed either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert ended.value.code == StorageError.exit_code
+    said = capsys.readouterr().err
+    assert "cannot write stdout" in said
+    assert "the disk is full" in said

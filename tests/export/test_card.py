@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from tunesmith.export.card import card
+from tunesmith.export.forms import PATHS
 from tunesmith.export.licences import licence_of
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import plan_export
@@ -77,7 +78,7 @@ def test_metrics_come_with_interval_and_n(plan, tmp_path):
 def test_without_a_report_no_figure_of_quality_is_claimed(plan):
     text = card(plan, {"gguf-q8_0": PARITY})
     assert "Not evaluated" in text
-    assert "Nothing is known about the quality of its answers" in text
+    assert "Nothing is known here about the quality of its answers" in text
     assert "Gain" not in text
 
 
@@ -189,3 +190,62 @@ def test_energy_is_told_as_it_was_measured_or_not(plan, joules):
     text = card(dataclasses.replace(plan, trained=trained), {"gguf-q8_0": PARITY})
     assert ("(joules) | 1234.5 |" in text) == (joules is not None)
     assert ("Energy was not measured" in text) == (joules is None)
+
+
+EFFECT = {
+    "kind": "nf4",
+    "mean_kl_nats": 0.0123,
+    "greedy_agreement": 0.975,
+    "positions": 80,
+    "nats_on_quantised": 1.5,
+    "nats_on_original": 1.25,
+}
+MERGE = {
+    "method": {"kind": "ties", "weights": [0.7, 0.3], "normalise": True, "lambda": 1.0},
+    "parents": [
+        {
+            "path": "/home/somebody/runs/geo/train-0123456789ab",
+            "kind": "adapter",
+            "sha256": "a" * 64,
+            "weight": 0.7,
+            "quantised_base": None,
+        },
+        {
+            "path": "/home/somebody/other/adapter",
+            "kind": "adapter",
+            "sha256": "b" * 64,
+            "weight": 0.3,
+            "quantised_base": "nf4",
+        },
+    ],
+    "quantised_bases": {"/home/somebody/other/adapter": EFFECT},
+}
+
+
+def test_the_card_of_a_merge_names_what_was_merged_and_claims_no_training(plan, tmp_path):
+    with Run.open(tmp_path / "merged", "merge", inputs={}) as at:
+        merge = at.finish(MERGE)
+    text = card(dataclasses.replace(plan, trained=merge), {"gguf-q8_0": PARITY})
+    head = text.split("\n---\n", 1)[0].removeprefix("---\n")
+    assert YAML(typ="safe", pure=True).load(head)["tags"] == ["tunesmith", "merge", "ties"]
+    assert "2 models of base, merged with tunesmith" in text
+    assert "| merged by | ties |" in text
+    assert f"| train-0123456789ab | adapter | 0.7 | `{'a' * 16}` |" in text
+    assert f"| other | adapter | 0.3 | `{'b' * 16}` | nf4 |" in text
+    assert "other was trained on a base in nf4" in text
+    assert "same next token at 97.5 % of 80 positions" in text
+    assert "compared with the merged model in float32" in text
+    for claim in ("fine-tuned", "Energy was not measured", "Every training row", "/home"):
+        assert claim not in text
+
+
+FORMS = [form for form in PATHS if form != "adapter"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_told_how_to_be_run(plan, form):
+    text = card(plan, {form: dataclasses.replace(PARITY, form=form)})
+    usage = text.split("## How to run", 1)[1].split("\n## ", 1)[0]
+    assert PATHS[form] in usage
+    for code in usage.split("```python\n")[1:]:
+        compile(code.split("```", 1)[0], "card", "exec")

@@ -471,3 +471,68 @@ def test_a_number_is_looked_at_in_the_last_piece_too(tmp_path, monkeypatch):
     (found,) = [one for one in check_model(path).findings if one.check == "values-finite"]
     assert "1 of 4,096 numbers" in found.what
     assert "the first at 4,095" in found.what
+
+
+ODD_ADAPTERS = {
+    "a matrix without dimensions": lambda f: put(
+        f, lambda t: t.update({at("A"): np.ones((), np.float32)})
+    ),
+    "a pattern of lists": lambda f: edit(f, rank_pattern={"q_proj": [1]}),
+    "a pattern of texts": lambda f: edit(f, rank_pattern={"q_proj": "4"}),
+    "a number of excluded modules": lambda f: edit(f, exclude_modules=3, target_modules=["k_proj"]),
+    "a base with a name of 5,000 letters": lambda f: edit(
+        f, base_model_name_or_path="/" + "x" * 5_000
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ADAPTERS)
+def test_an_odd_adapter_is_told_and_ends_no_check(adapter, odd):
+    ODD_ADAPTERS[odd](adapter)
+    assert check_model(adapter).exit_code(strict=True) == ModelError.exit_code
+
+
+def test_tensors_without_dimensions_in_a_gguf_lora_are_told(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    for part in "ab":
+        writer.add_tensor(f"blk.0.attn_q.weight.lora_{part}", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = {one.check: one.what for one in check_model(tmp_path / "lora.gguf").findings}
+    assert found["gguf-lora"] == "its shape is [4], that of blk.0.attn_q.weight.lora_a [4]"
+
+
+@pytest.mark.parametrize("entry", [{"bytes": "many", "sha256": "0"}, {"bytes": 1, "sha256": []}])
+def test_an_odd_entry_of_a_manifest_is_told(tmp_path, entry):
+    with Run.open(tmp_path / "run", "train", inputs={}) as run:
+        run.path("a.txt").write_text("a")
+        run.finish({})
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] |= {"a.txt": entry, "x" * 300: {"bytes": 1, "sha256": "0"}}
+    path.write_text(json.dumps(manifest))
+    found = {one.check for one in check_model(tmp_path / "run").findings}
+    assert {"seal-manifest", "seal-path"} <= found
+
+
+def test_odd_vocabularies_and_templates_are_told(tmp_path):
+    config = {"chat_template": [{"name": ["default"], "template": "x"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    words = {"model": {"type": "Unigram", "vocab": [[["a"], 0.0]]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    assert "tokenizer-vocabulary" in {one.check for one in check_model(tmp_path).findings}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    assert "template-missing" in {one.check for one in check_model(tmp_path).findings}
+
+
+def test_a_template_of_gigabytes_is_not_read(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    with (tmp_path / "chat_template.jinja").open("wb") as stream:
+        stream.truncate(1 << 36)
+    found = {one.check: one.what for one in check_model(tmp_path).findings}
+    assert "4,194,304 is the most" in found["template-broken"]

@@ -14,7 +14,7 @@ from tunesmith.config import ModelConfig
 from tunesmith.engine import Sampling
 from tunesmith.engine.backends.transformers import TransformersBackend
 from tunesmith.errors import EngineError, EnvironmentProblem, ModelError
-from tunesmith.export.folders import bnb, onnx, torchao
+from tunesmith.export.folders import bnb, onnx, parts, torchao
 from tunesmith.export.folders.prune import drop_layers
 from tunesmith.models.files import stored_tensors
 from tunesmith.models.load import load_model, load_tokenizer, resolve_base, save_model
@@ -42,6 +42,24 @@ def divergence(wanted, found):
     """Mean KL(wanted || found), nats."""
     p, q = (torch.tensor(np.concatenate(part)).log_softmax(-1) for part in (wanted, found))
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_a_forms_logits_are_made_row_by_row(sources):
+    """All rows' logits at once are tokens times vocabulary numbers each."""
+    asked = []
+
+    class Rows(tuple):
+        def __iter__(self):
+            for row in super().__iter__():
+                asked.append(row)
+                yield row
+
+    found = parts.answers(sources.merged, sources, Rows(ROWS), STARTS)
+    first = next(found)
+    # The loop's own look at the row, and the model's.
+    assert set(asked) == {ROWS[0]}
+    np.testing.assert_array_equal(first, reference(sources)[0])
+    assert len(list(found)) == len(ROWS) - 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tunesmith.errors import EnvironmentProblem, ParityError
+from tunesmith.errors import EnvironmentProblem, ModelError, ParityError
+from tunesmith.export.folders.parts import write_quantised
 from tunesmith.export.forms import KINDS
 
 FORMS = ("onnx", "bnb-int8", "bnb-nf4", "awq", "gptq", "pruned")
@@ -66,6 +67,18 @@ def test_layers_to_prune_are_refused_where_nothing_is_pruned(bench, tmp_path):
 
     with pytest.raises(ConfigError, match="prune_layers"):
         bench.export(tmp_path / "export", forms=["merged"], prune_layers=1)
+
+
+def test_a_quantiser_that_refuses_without_a_word_is_one_clear_error(sources, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def refuse(*_args, **_settings):
+        raise AssertionError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(ModelError) as caught:
+        write_quantised("torchao-int4", sources, tmp_path / "out", None)
+    assert caught.value.why == "AssertionError"
 
 
 def test_every_form_of_the_config_has_a_row():

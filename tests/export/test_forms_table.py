@@ -17,6 +17,7 @@ from tunesmith import pipeline
 from tunesmith.cli.forms import forms as command
 from tunesmith.errors import InterruptedRun, ModelError
 from tunesmith.export import table
+from tunesmith.export.quality_plot import draw_terminal
 from tunesmith.pipeline.forms import measure_made
 from tunesmith.store import MANIFEST, Artifact, Run
 
@@ -34,7 +35,7 @@ stages = ("data", "train", "evaluate", "export")
 made = {stage: Artifact.open(place) for stage, place in zip(stages, places)}
 recipe = recipe_from({"name": "tiny", "model": {"base": base}, "evaluate": {"max_answer_tokens": 8}})
 try:
-    measure_made(recipe, made, Path(folder))
+    measure_made(recipe, made, Path(folder), ["adapter", "merged"])
 except InterruptedRun as error:
     print(error)
     sys.exit(error.exit_code)
@@ -134,7 +135,7 @@ def test_stopped_or_killed_it_goes_on_with_the_forms_that_it_has(
     assert not list(tmp_path.rglob(MANIFEST))
     changed = json.loads(kept[0].read_text()) | {"load_seconds": 123.0}
     kept[0].write_text(json.dumps(changed))
-    found = measure_made(recipe, made, tmp_path)
+    found = measure_made(recipe, made, tmp_path, ["adapter", "merged"])
     assert {row.form: row for row in found.rows}["adapter"].load_seconds == 123.0
     assert len(list(tmp_path.glob("forms-*"))) == 1
 
@@ -154,3 +155,12 @@ def test_figures_of_other_versions_are_not_used_again(made, recipe, tmp_path, mo
     assert timed().load_seconds == 123.0
     monkeypatch.setattr(table, "made_with", lambda: {"torch": "1.0"})
     assert timed().load_seconds < 123.0
+
+
+def test_the_plot_in_the_terminal_places_and_names_every_form():
+    points = [("merged", 9_000_000, 0.5, (0.4, 0.6)), ("gguf-q4_0", 2_000_000, 0.9, (0.8, 1.0))]
+    picture, _, told = draw_terminal(points).rpartition("\n")
+    assert told == "a gguf-q4_0 · b merged"
+    rows = [line.split("┤" if "┤" in line else "│", 1)[1] for line in picture.splitlines()[1:13]]
+    assert rows[0].startswith("a")
+    assert rows[-2].rstrip("│").endswith("b") or rows[-1].rstrip("│").endswith("b")

@@ -20,6 +20,7 @@ from tunesmith.errors import (
     ArtifactError,
     BusyError,
     ConfigError,
+    MissingError,
     ModelError,
     StorageError,
     TunesmithError,
@@ -365,6 +366,11 @@ def test_a_killed_merge_leaves_nothing_under_the_name_and_the_next_one_succeeds(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_base_that_is_nowhere_is_to_be_named_with_the_commands_own_option(merging, tmp_path):
+    asked = {"base": str(tmp_path / "no/such/folder")}
+    assert "--base" in refused(tmp_path / "out", merging.adapters[:1], MissingError, **asked)
 
 
 def edited(adapter: Path, target: Path, *, shapes=None, **config) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 
@@ -151,3 +152,20 @@ def test_a_resume_after_a_change_measures_anew(bench, refused, change):
     assert found.prompts == settings.get("parity_prompts", 4)
     assert found.asked == kept["asked"] if change == "files" else found.asked != kept["asked"]
     assert math.isfinite(found.perplexity)
+
+
+@pytest.mark.slow
+def test_a_form_that_cannot_be_loaded_is_named_and_made_again_on_resume(bench, refused):
+    forms = {"forms": ["adapter", "merged"]}
+    place = refused / "merged"
+    assert not place.exists()  # It was beyond its limit.
+    # Whole by its facts, as a kill before the proof leaves it; then the disk lost its end.
+    shutil.copytree(bench.base.dir, place)
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (refused / "scratch/facts/merged.json").write_text("{}")
+    with pytest.raises(ParityError, match="merged: it cannot be loaded"):
+        bench.export(refused, resume=True, **forms)
+    assert not place.exists()
+    done = bench.export(refused, resume=True, **forms)
+    assert done.parity["merged"].greedy_agreement == 1.0

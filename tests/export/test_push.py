@@ -155,6 +155,7 @@ def hub(monkeypatch):
 
 
 CARD = 'Use it: AutoModelForCausalLM.from_pretrained("merged")\nPeftModel.from_pretrained(base, "adapter")\n'
+CARD += "vllm serve ./merged\n"
 
 
 @pytest.fixture
@@ -202,6 +203,7 @@ def test_one_folder_form_goes_to_the_root_and_the_card_names_the_repository(hub,
     there = hub.repositories["me/tiny"]
     assert set(there) == {"README.md", "parity.json", "config.json", "model.safetensors"}
     assert b'from_pretrained("me/tiny")' in there["README.md"]
+    assert b"vllm serve me/tiny\n" in there["README.md"]
     assert not hub.private["me/tiny"]
     names = {file.name for file in uploads(sealed, "me/tiny", ["adapter"])}
     assert names == {

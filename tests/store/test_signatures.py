@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,21 @@ def test_a_signed_folder_is_accepted_with_its_public_key(sealed, keys):
     signatures.sign(sealed, keys / "mine.pem")
     signatures.verify(sealed, keys / "mine.pem.pub")
     signatures.sign(sealed, keys / "mine.pem")
+    signatures.verify(sealed, keys / "mine.pem.pub")
+
+
+def test_a_folder_named_from_where_one_stands_is_signed_twice_without_what_is_private(
+    sealed, keys, monkeypatch
+):
+    (sealed / "scratch").mkdir()
+    (sealed / "scratch/timing.json").write_text("{}")
+    monkeypatch.chdir(sealed.parent)
+    folder = Path(sealed.name)
+    for key in ("other.pem", "mine.pem"):
+        signatures.sign(folder, keys / key)
+    (sealed / "scratch/timing.json").unlink()
+    (sealed / ".lock").unlink()
+    signatures.verify(folder, keys / "mine.pem.pub")
     signatures.verify(sealed, keys / "mine.pem.pub")
 
 

@@ -104,8 +104,18 @@ def _methods() -> str:
     metavar="RECIPE",
     help="Then export the result in this recipe's forms, each checked; `tunesmith serve` takes the bundle.",
 )
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of these recipes, by its full name, such as --set "
+    "export.limits.gguf-q8_0.mean_kl=0.05. May be repeated.",
+)
 @json_option
-def merge(recipe: str | None, forms: str | None, as_json: bool, **asked: Any) -> None:
+def merge(
+    recipe: str | None, forms: str | None, sets: tuple[str, ...], as_json: bool, **asked: Any
+) -> None:
     """Merge several models, or adapters, into one.
 
     Every weight is merged in float32 and rounded once, into the format of the base. The result
@@ -121,9 +131,10 @@ def merge(recipe: str | None, forms: str | None, as_json: bool, **asked: Any) ->
     from tunesmith.cli.options import Asked as Recipes
     from tunesmith.export.merge import Asked, run
 
+    if sets and recipe is None and forms is None:
+        raise click.UsageError("--set changes the recipe of --evaluate or --export: name one")
     judging, exporting = (
-        None if name is None else Recipes((name,), ()).load(section)
-        for name, section in ((recipe, "evaluate"), (forms, "export"))
+        None if name is None else Recipes((name,), sets).load() for name in (recipe, forms)
     )
     for loaded in (judging, exporting):
         if loaded is not None:

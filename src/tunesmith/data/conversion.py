@@ -315,8 +315,9 @@ def _write(work: _Work, target: Target) -> None:
         with tempfile.TemporaryFile() as whole:
             write_rows(work.lines(), work.columns, work.made.form, whole)
             whole.seek(0)
-            shutil.copyfileobj(whole, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+            with storage_errors(Path("stdout")):
+                shutil.copyfileobj(whole, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from tunesmith.data.problems import Problems
 from tunesmith.data.read import Chunk, parse_each
 from tunesmith.data.rows import BadRow, RawRow, Row
 from tunesmith.data.schemas import Options, Told, read_row
+from tunesmith.data.schemas.slices import fields_of, object_of
 from tunesmith.data.similar import Said, said, sketch
 from tunesmith.data.split import hash64, prompt_text, template_of
 from tunesmith.data.spool import FACTS, Digest, numpy
@@ -175,16 +176,11 @@ class _Taking:
         return found
 
     def _with_part(self, row: Row) -> Row:
-        """The row with the name of its part of the mix."""
+        """The row with the name of its part of the mix; a field of that name in it becomes `own_` and the name."""
         name, part = self.intake.source_field, self.piece.part
+        if name and name in row.meta:
+            row = _renamed(row, name)
         if not part:
-            return row
-        if name in row.meta:
-            self.problems.add(
-                row.where,
-                f"{name}: the row has this field already, and a mix writes the part's name there; "
-                "name another as data.source.source_field",
-            )
             return row
         # `meta` is the last field of a canonical row: its text is all of the row up to two braces.
         comma = ", " if row.meta else ""
@@ -305,6 +301,22 @@ def _n_bytes(chunk: Chunk) -> int:
     if isinstance(chunk.content, bytes):
         return len(chunk.content)
     return sum(len(text) for _, texts in chunk.content for text in texts)
+
+
+def _renamed(row: Row, name: str) -> Row:
+    """The row whose field `name` is called `own_` and the name, in its place; values keep their characters."""
+    other = f"own_{name}"
+    while other in row.meta:
+        other = f"own_{other}"
+    meta = fields_of(row.text)["meta"]
+    made = object_of(
+        {
+            (other if key == name else key): (replace(one, raw_key="") if key == name else one)
+            for key, one in fields_of(meta.raw).items()
+        }
+    )
+    text = f"{row.text[: -len(meta.raw) - 1]}{made.raw}}}"
+    return Row(row.where, row.kind, text, {**row.value, "meta": made.value})
 
 
 def _has_required(row: Row, require: Mapping[str, Any]) -> bool:

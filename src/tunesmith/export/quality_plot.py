@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase
 
 __all__ = ["Point", "draw_png", "draw_terminal"]
 
@@ -39,15 +41,21 @@ def draw_png(points: Sequence[Point], confidence: float, path: Path) -> None:
 
 
 def draw_terminal(points: Sequence[Point], width: int = 72) -> str:
-    """The same as text, without intervals and colours."""
+    """The same as text, without intervals and colours: a letter a form, told below the picture.
+
+    A legend within it would cover the small forms that are as good as the large ones.
+    """
     import plotext
 
     figure = plotext.figure
     figure.clear()
     figure.plot_size(width, 16)
-    for form, size, accuracy, _ in sorted(points, key=lambda point: point[1]):
-        signal = figure.signal([size / 1e6], [100 * accuracy], marker="o")
-        figure.draw(signal.label(form).points())
+    told = []
+    letters = zip(ascii_lowercase, sorted(points, key=lambda point: point[1]), strict=False)
+    for letter, (form, size, accuracy, _) in letters:
+        figure.draw(figure.signal([size / 1e6], [100 * accuracy], marker=letter))
+        told.append(f"{letter} {form}")
     figure.label("MB", "x")
     figure.label("right answers (%)", "y")
-    return str(plotext.uncolorize(str(figure.build())))
+    drawn = str(plotext.uncolorize(str(figure.build())))
+    return "\n".join([drawn.rstrip("\n"), *textwrap.wrap(" · ".join(told), width)])

@@ -300,7 +300,7 @@ def _certificate(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity])
     return {
         "reference": "base + adapter, transformers, float32"
         if "adapter/adapter_config.json" in plan.trained.files
-        else "trained weights, transformers, float32",
+        else f"{'merged' if plan.trained.kind == 'merge' else 'trained'} weights, transformers, float32",
         "prompts": f"first {len(plan.rows)} rows of {plan.split}.jsonl",
         "dataset_sha256": plan.dataset.sha256,
         "trained_sha256": plan.trained.sha256,

@@ -29,7 +29,7 @@ _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, OSError, Runtim
 MOST_SIGNATURE_BYTES = 1 << 26
 """A signature names each file in about 200 bytes."""
 _NOT_SIGNED = (SIGNATURE, ".lock", SCRATCH)
-"""Of no meaning to a reader, or written later than the signature."""
+"""Of no meaning to a reader, or written later than the signature; relative to the folder, as the library wants it."""
 
 
 def is_signed(folder: Path) -> bool:
@@ -79,7 +79,7 @@ def new_key(private: Path) -> Path:
         if path.exists():
             raise ConfigError(
                 f"{path} is there already",
-                why="what was signed with an overwritten key could never be extended",
+                why="a key that is overwritten cannot be brought back, and nothing more could be signed with it",
                 fix="choose another name, or use the key that is there",
             )
     key = ec.generate_private_key(ec.SECP256R1())
@@ -137,10 +137,9 @@ def sign(folder: Path, private: Path) -> Path:
     from model_signing import hashing
 
     target = folder / SIGNATURE
-    ignored = [folder / name for name in _NOT_SIGNED]
     with TemporaryDirectory() as elsewhere, storage_errors(target), _quiet():
         made = Path(elsewhere) / SIGNATURE
-        config = hashing.Config().set_ignored_paths(paths=ignored)
+        config = hashing.Config().set_ignored_paths(paths=_NOT_SIGNED)
         signer.set_hashing_config(config).sign(folder, made)
         content = made.read_bytes()
     write_atomically(target, content)

@@ -161,11 +161,13 @@ def _lines(one: Augmented, *, only_new: bool) -> Sequence[str]:
 @contextmanager
 def _target(out: str) -> Iterator[TextIO]:
     """Stdout, or a file that is there only when it is whole."""
-    if out == "-":
-        yield sys.stdout
-        return
-    from tunesmith.store import writing
+    from tunesmith.store import storage_errors, writing
 
+    if out == "-":
+        with storage_errors(Path("stdout")):
+            yield sys.stdout
+            sys.stdout.flush()
+        return
     with writing(Path(out)) as part, part.open("w", encoding="utf-8", newline="") as stream:
         yield stream
 

@@ -310,6 +310,7 @@ def extract(
 def _deliver(made: Made, out: Path, dropped: Path | None, source: Path, *, as_json: bool) -> None:
     """Write the rows, and say how many there are, what was dropped and why."""
     from tunesmith.data.make import lines_of, write
+    from tunesmith.store import storage_errors
 
     refuse_stdout(dropped=dropped)
     for target in (out, dropped):
@@ -318,7 +319,8 @@ def _deliver(made: Made, out: Path, dropped: Path | None, source: Path, *, as_js
         if as_json:
             raise click.UsageError("--json and --out - both need stdout; name a file.")
         write(made, None, dropped=dropped)
-        click.echo(lines_of(made.rows), nl=False)
+        with storage_errors(Path("stdout")):
+            click.echo(lines_of(made.rows), nl=False)
         files: list[Path] = []
     else:
         files = write(made, out, dropped=dropped)

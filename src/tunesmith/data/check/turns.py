@@ -22,6 +22,8 @@ _FOLLOWS: Mapping[str, tuple[str, ...]] = {
 }
 """Role -> roles that may come next."""
 _MIN_EQUAL_CHARACTERS = 10
+_GREETING_LIST = "hi hello hey bye goodbye thanks cheers ok okay morning hallo hola ciao salut bonjour servus moin tschüss"
+_GREETINGS = frozenset(_GREETING_LIST.split())
 _MIN_LEAK_CHARACTERS = 20
 _MIN_LEAK_SHARE = 0.25
 
@@ -107,8 +109,8 @@ def _equal(row: Row, turns: Sequence[tuple[str, Turn]]) -> Iterator[Finding]:
             break
         role, text = str(turn.get("role")), said(turn).strip()
         check, what = "", ""
-        if role == "assistant" and len(text) >= _MIN_EQUAL_CHARACTERS and asked:
-            if text.casefold() == asked.casefold():
+        if role == "assistant" and asked:
+            if text.casefold() == asked.casefold() and _is_echo(row, text):
                 check, what = "equal-turns", f"the same text as {asked_at}"
             elif _leaks(text, asked):
                 check, what = "answer-in-prompt", f"the whole answer stands in {asked_at}"
@@ -120,6 +122,26 @@ def _equal(row: Row, turns: Sequence[tuple[str, Turn]]) -> Iterator[Finding]:
         # What a tool returned may be the answer, word for word.
         asked, asked_at = (text, at) if role == "user" else ("", "")
     yield from _equal_answers(row)
+
+
+def _is_echo(row: Row, text: str) -> bool:
+    """Whether an answer that equals its question is no more than that.
+
+    A short one is told where it is the whole conversation: a greeting is answered by one, a class may be
+    called as its text is, and a number or a sign may stand for itself.
+    """
+    if len(text) >= _MIN_EQUAL_CHARACTERS:
+        return True
+    said_by = [turn.get("role") for turn in row.messages]
+    label = row.meta.get("label")
+    is_class = isinstance(label, str) and label.casefold() == text.casefold()
+    word = text.strip(" .!?,").casefold()
+    return (
+        said_by.count("assistant") == 1
+        and word not in _GREETINGS
+        and not is_class
+        and any(map(str.isalpha, text))
+    )
 
 
 def _equal_answers(row: Row) -> Iterator[Finding]:

@@ -91,6 +91,9 @@ def put_out(
     Raises:
         StorageError: the disk refuses; then the folder is as it was before.
     """
+    place = (
+        out if isinstance(out, Path) else Path(str(getattr(out, "name", "the rows")).strip("<>"))
+    )
     folder = out if isinstance(out, Path) else sides
     with ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
@@ -101,7 +104,8 @@ def put_out(
         rows = out if not isinstance(out, Path) else files[ROWS]
         for ruling in kept.rulings():
             if ruling.dropped_by is None:
-                rows.write(_bytes(ruling.now or ruling.text))
+                with storage_errors(place):
+                    rows.write(_bytes(ruling.now or ruling.text))
                 if ruling.steps and CHANGED in files:
                     files[CHANGED].write(_bytes(side_line(ruling)))
             elif DROPPED in files:
@@ -111,7 +115,8 @@ def put_out(
         for name, stream in files.items():
             stream.flush()
             flush_to_disk(half / name)
-        rows.flush()
+        with storage_errors(place):
+            rows.flush()
 
 
 def _bytes(line: str) -> bytes:

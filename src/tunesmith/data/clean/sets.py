@@ -100,7 +100,10 @@ def drops(
         _note(found, _exact(rows), "exact", "the same as {}", rows)
     if plan.near and sketches is not None:
         kept = [index for index in range(rows.n_rows) if index not in found]
-        _note(found, _near(rows, kept, sketches, plan), "near", "nearly the same as {}", rows)
+        for index, first in _near(rows, kept, sketches, plan):
+            is_exact = exact_key(rows.row_of(index)) == exact_key(rows.row_of(first))
+            reason = "exactly the same as {}" if is_exact else "nearly the same as {}"
+            found[index] = Drop(index, "near", reason.format(rows.where_of(first)))
     if plan.semantic:
         kept = [index for index in range(rows.n_rows) if index not in found]
         same = _semantic(rows, kept, plan)

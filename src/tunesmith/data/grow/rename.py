@@ -57,7 +57,8 @@ class Rename:
     nothing but 0 and NULL, both must compile to the same program of SQLite.
 
     Args:
-        databases: name -> SQLite file, or SQL script that makes one.
+        databases: name -> SQLite file, or SQL script that makes one. With only one, it is that of rows
+            without a field `database` too.
         folder: where the copies go, as `NAME-HASH.sqlite`; of scripts also the original.
         seed: decides the names.
 
@@ -92,10 +93,10 @@ class Rename:
     def make(self, row: Row, draw: Draw) -> Made | Unfit:
         """The row on a copy of its database with other names."""
         name = row.meta.get("database")
+        if name is None and len(self._originals) == 1 and "db_id" not in row.meta:
+            name = next(iter(self._originals))
         if name is None:
-            return Unfit(
-                "it has no field `database`, and its copy runs on another one than it does"
-            )
+            return Unfit("it has no field `database`, which says on which one its query runs")
         if not isinstance(name, str) or name not in self._originals:
             return Unfit(f"its field `database` ({name!r}) names none of the databases given")
         original = self._originals[name]

@@ -82,9 +82,17 @@ def _check_named_base(found: Findings, folder: Path, config: Mapping[str, Any]) 
     if not isinstance(base, str) or not base:
         why = "the adapter's effect is only known on the model that it was trained on"
         found.warning("adapter-base", where, "it names no base model", why, "write its name there")
-    elif Path(base).is_absolute() and not Path(base).exists():
+    elif Path(base).is_absolute() and not _is_there(Path(base)):
         told = f"it is the path {base!r}, which is not on this disk"
         found.warning("adapter-base", where, told, "", "write the model's name there")
+
+
+def _is_there(place: Path) -> bool:
+    """Whether there is such a folder or file; a name that the system does not take names none."""
+    try:
+        return place.exists()
+    except OSError:
+        return False
 
 
 def _check_ranks(
@@ -141,7 +149,7 @@ def _allowed_ranks(module: str, rank: Any, patterns: Mapping[str, Any]) -> set[i
         if not _PLAIN.fullmatch(pattern):
             return {rank, *(one for one in patterns.values() if isinstance(one, int))}
         if module == pattern or module.endswith(f".{pattern}"):
-            return {value}
+            return {value if isinstance(value, int) else 0}
     return {rank}
 
 
@@ -173,7 +181,9 @@ def _check_modules(
 
 def _is_excluded(target: str, excluded: Any) -> bool:
     """A regular expression is not run here: it may exclude anything."""
-    return isinstance(excluded, str) or any(_is_target(target, str(one)) for one in excluded)
+    if not isinstance(excluded, list):
+        return True
+    return any(_is_target(target, str(one)) for one in excluded)
 
 
 def _is_target(module: str, target: str) -> bool:
@@ -209,6 +219,8 @@ def _check_product(
     found: Findings, module: str, parts: Parts, shape: tuple[int, ...], *, transposed: bool
 ) -> None:
     """B times A must have the shape of the layer's weight."""
+    if not all(len(tensor.shape) == 2 for part, tensor in parts.items() if part in _OTHER):
+        return  # Their ranks were refused.
     if "lora_A" in parts and "lora_B" in parts:
         made = (parts["lora_B"].shape[0], parts["lora_A"].shape[-1])
         wanted = tuple(reversed(shape)) if transposed else shape
@@ -232,7 +244,7 @@ def _base_folder(desk: Desk, folder: Path, config: Mapping[str, Any]) -> Path | 
     if not isinstance(name, str) or not name:
         return None
     for place in (Path(name), folder / name):
-        if place.is_dir() and any(place.glob("*.safetensors")):
+        if _is_there(place) and any(place.glob("*.safetensors")):
             return place
     if name == embedded.NAME:
         from tunesmith.errors import EnvironmentProblem

@@ -123,6 +123,9 @@ def _check_lora(found: Findings, file: GgufFile) -> None:
         pair = file.tensors.get(f"{stem}.{other}")
         if pair is None:
             found.error("gguf-lora", f"tensor {name}", f"there is no {stem}.{other} to it")
+        elif not (len(tensor.shape) == len(pair.shape) == 2):
+            told = f"its shape is {list(tensor.shape)}, that of {stem}.{other} {list(pair.shape)}"
+            found.error("gguf-lora", f"tensor {name}", told, "a product takes two matrices")
         elif kind == "lora_a" and tensor.shape[-1] != pair.shape[0]:
             told = f"its rank is {tensor.shape[-1]}, that of {stem}.{other} {pair.shape[0]}"
             found.error("gguf-lora", f"tensor {name}", told)
@@ -142,8 +145,8 @@ def _check_numbers(found: Findings, file: GgufFile, architecture: str) -> None:
         why = "no token has a vector"
         found.error("gguf-missing", "tensor token_embd.weight", "it is not there", why)
         return
-    if width is not None and embedding.shape[0] != width:
-        told = f"its rows have {embedding.shape[0]:,} numbers, {architecture}.embedding_length is {width:,}"
+    if width is not None and embedding.shape[:1] != (width,):
+        told = f"its shape is {list(embedding.shape)}, {architecture}.embedding_length is {width}"
         found.error("gguf-shape", "tensor token_embd.weight", told, "loading fails")
     tokens = file.length("tokenizer.ggml.tokens")
     rows = embedding.shape[1] if len(embedding.shape) > 1 else 0

@@ -17,6 +17,8 @@ __all__ = ["check_sealed", "check_signature", "is_sealed"]
 _AGAIN = "delete the folder and make it again, or copy it again from where it is whole"
 _PRIVATE = ("run.json", ".lock", MANIFEST, signatures.SIGNATURE)
 _CHUNK = 1 << 22
+_LONGEST_NAME = 255
+"""Bytes of a file's name that every system takes."""
 _KEYS = ("kind", "key", "created", "version", "inputs", "facts", "parents", "files")
 
 
@@ -61,14 +63,25 @@ def _check_files(desk: Desk, found: Findings, folder: Path, files: Mapping[str, 
             told = "the manifest names a file outside of the folder"
             found.error("seal-path", str(name)[:200], told, "a copy would write or read elsewhere")
             continue
-        if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
+        if not _is_entry(entry):
             found.error("seal-manifest", name, "its entry has not a size and a hash")
             continue
         _check_file(desk, folder / name, entry)
 
 
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and set(entry) == {"bytes", "sha256"}
+        and type(entry["bytes"]) is int
+        and isinstance(entry["sha256"], str)
+    )
+
+
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in path.parts):
+        return False
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and name != ""
 
 

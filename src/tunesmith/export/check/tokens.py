@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.export.check.report import Desk
-from tunesmith.export.check.sandbox import ANSWER, render_apart
+from tunesmith.export.check.sandbox import ANSWER, MOST_TEMPLATE, render_apart
 from tunesmith.export.check.tree import only
 from tunesmith.models.files import MOST_TOKENIZER_BYTES, Findings, read_json_object
 
 __all__ = ["check_template", "check_tokens", "ids_of"]
 
 _RESTORE = "copy the tokenizer's files of the model that it was trained from"
+_MOST_TEMPLATE_BYTES = 4 * MOST_TEMPLATE
 _SPECIAL = (
     "bos_token",
     "eos_token",
@@ -90,7 +91,7 @@ def ids_of(words: Mapping[str, Any], found: Findings) -> dict[str, int] | None:
         pairs = [
             (one[0], number)
             for number, one in enumerate(vocabulary)
-            if isinstance(one, list) and one
+            if isinstance(one, list) and one and isinstance(one[0], str)
         ]
         vocabulary = dict(pairs)
     if not isinstance(vocabulary, dict) or not vocabulary:
@@ -178,6 +179,10 @@ def _template(desk: Desk, folder: Path, settings: Mapping[str, Any]) -> tuple[st
     """The template that a loader takes, and its file."""
     path = folder / "chat_template.jinja"
     if path.is_file():
+        if path.stat().st_size > _MOST_TEMPLATE_BYTES:
+            told = f"it has {path.stat().st_size:,} bytes, {_MOST_TEMPLATE_BYTES:,} is the most"
+            desk.about(path, _RESTORE).error("template-broken", "", told)
+            return None, path
         try:
             return path.read_text(encoding="utf-8"), path
         except UnicodeDecodeError as error:
@@ -186,8 +191,8 @@ def _template(desk: Desk, folder: Path, settings: Mapping[str, Any]) -> tuple[st
             return None, path
     found = settings.get("chat_template")
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[-1].get("template") if named else None
     return (found or None) if isinstance(found, str) else None, folder / "tokenizer_config.json"
 
 

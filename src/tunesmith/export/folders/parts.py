@@ -149,7 +149,7 @@ def write_quantised(form: str, sources: Sources, target: Path, how: Any) -> dict
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"the model in {sources.merged} cannot be quantised as {form}",
-            why=str(error).splitlines()[0],
+            why=next(iter(str(error).splitlines()), type(error).__name__),
             fix=f"leave {form} out of export.forms; the GGUF forms take every width",
         ) from error
     with hushed(), storage_errors(target):

@@ -125,7 +125,8 @@ def open_base(named: str) -> BaseModel:
     path = Path(named).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return resolve_base(ModelConfig(base=named))
-    found = base_on_disk(ModelConfig(base=named))
+    may_be = path.is_dir() or HUB_ID.match(named)
+    found = base_on_disk(ModelConfig(base=named)) if may_be else None
     if found is None:
         raise MissingError(
             f"the base model {named!r} is not on this disk",

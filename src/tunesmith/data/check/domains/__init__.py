@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from tunesmith.data.check.columns import answer_of, task_of
+from tunesmith.data.check.domains.attempts import is_attempt, is_instruction
 from tunesmith.data.check.finding import Finding
 from tunesmith.data.check.options import CheckOptions
 from tunesmith.data.rows import Row
@@ -78,7 +79,7 @@ def looks_like(answer: str) -> str:
     body = unfenced(answer)
     if body[:1] in ("{", "[") and body[-1:] in ("}", "]") and ('"' in body or len(body) < 40):
         return "json"
-    if _SQL.match(body[:2_000]):
+    if _SQL.match(body[:2_000]) and not is_instruction(body):
         return "sql"
     starts = len(_PYTHON.findall(body[:2_000]))
     n_lines = body[:2_000].count("\n") + 1
@@ -109,10 +110,22 @@ def unfenced(answer: str) -> str:
 def of_row(row: Row, answer: str, options: CheckOptions) -> str:
     """The domain of a row: as asked for, SQL where it names a database, as told of its task, or by its
     own answer.
+
+    Where rows are mixed, so that their task tells nothing, an answer that was meant to be SQL is SQL.
     """
     if options.domain != "auto":
         return options.domain
     named = row.meta.get("database")
     if isinstance(named, str) and named in options.databases:
         return "sql"
-    return options.domains.get(task_of(row)) or looks_like(answer) or "none"
+    told = options.domains.get(task_of(row)) or _of_one(answer)
+    if told == "none" and row.kind != "text" and is_attempt(unfenced(answer)):
+        return "sql"
+    return told
+
+
+def _of_one(answer: str) -> str:
+    """The domain of an answer by itself."""
+    name = looks_like(answer) or "none"
+    is_prose = name == "sql" and "```" not in answer and is_instruction(answer, alone=True)
+    return "none" if is_prose else name
