@@ -8,8 +8,10 @@ import shlex
 
 import pytest
 
+from tunesmith.cli.data import data
 from tunesmith.cli.main import main
 from tunesmith.errors import StorageError, UsedDirectoryError
+from tunesmith.telemetry import point_nowhere
 
 COMMANDS = [
     "convert rows.jsonl --to chat --form jsonl --out @",
@@ -80,16 +82,12 @@ def test_a_place_that_cannot_be_written_is_one_error(folder, capsys, command):
         "make support faq.md",
     ],
 )
-def test_a_stdout_that_is_full_is_named(folder, monkeypatch, capsys, command):
-    with pytest.raises(SystemExit) as ended, open("/dev/full", "w") as full:
-        try:
-            with monkeypatch.context() as patch:
-                patch.setattr("sys.stdout", full)
-                main(["data", *shlex.split(command), "--out", "-"])
-        finally:
-            # What stays in the buffer cannot be written when it is closed either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
-    assert ended.value.code == StorageError.exit_code
-    said = capsys.readouterr().err
-    assert "cannot write stdout" in said
-    assert "the disk is full" in said
+def test_a_stdout_that_is_full_is_named(folder, monkeypatch, command):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(StorageError) as caught:
+            data.main([*shlex.split(command), "--out", "-"], standalone_mode=False)
+        monkeypatch.undo()
+        # What stays in the buffer could not be written when it is closed either.
+        point_nowhere(full)
+    assert (caught.value.what, caught.value.why) == ("cannot write stdout", "the disk is full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import tracemalloc
@@ -365,6 +366,17 @@ def test_arrays_of_objects_are_pickles_and_plain_arrays_are_not(tmp_path):
     assert pickle_in(tmp_path / "plain.npy") == ""
     assert "pickled objects" in pickle_in(tmp_path / "objects.npy")
     assert "pickled objects" in pickle_in(tmp_path / "packed.npz")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("first", [b"x" * 70_000, "x" * 5_000])
+def test_a_pickle_whose_first_value_is_long_is_one(tmp_path, protocol, first):
+    path = tmp_path / "weights.dat"
+    path.write_bytes(pickle.dumps((first, os.getcwd), protocol))
+    assert pickle_in(path) == f"a pickle of protocol {protocol}"
+    # What only begins like one, and claims more than the file holds, is none.
+    path.write_bytes(b"\x80\x04B" + (9_000).to_bytes(4, "little") + b"x" * 5_000)
+    assert pickle_in(path) == ""
 
 
 def test_texts_and_headers_are_no_pickles(tmp_path):

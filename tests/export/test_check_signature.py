@@ -110,12 +110,19 @@ def test_what_is_not_as_its_owner_signed_it_is_an_error_of_the_seal(sealed, keys
 
 def test_a_key_that_is_none_says_so_and_blames_no_bundle(sealed, keys, tmp_path):
     signatures.sign(sealed, keys / "mine.pem")
-    with pytest.raises(MissingError, match="no public key at"):
+    with pytest.raises(MissingError, match="no public key at") as found:
         told(sealed, tmp_path / "nowhere.pub")
+    assert "--new-key" not in found.value.fix
     (tmp_path / "bad.pub").write_text("no key")
     for path in (tmp_path / "bad.pub", keys / "mine.pem"):
         with pytest.raises(ConfigError, match="cannot be used as a public key"):
             told(sealed, path)
+
+
+def test_a_single_file_is_not_told_to_be_signed(sealed, keys):
+    *_, found = told(sealed / "README.md", keys / "mine.pem.pub")
+    assert [one.what for one in found] == ["a single file has no signature"]
+    assert "tunesmith sign" not in found[0].fix
 
 
 def test_the_command_says_it_in_table_json_and_exit_code(sealed, keys, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunesmith.errors import ModelError
 from tunesmith.export.merge import Asked, run
 from tunesmith.export.merge.lora import read_adapter
 from tunesmith.export.weights import merge as export_merge
@@ -100,6 +101,8 @@ def test_an_embeddings_pair_counts_beside_the_base_weight_that_peft_saves_with_i
     save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
     wanted = logits(put_adapter(load_model(base, torch.float32), place))
     assert (wanted - logits(load_model(base, torch.float32))).abs().max() > 0.05
+    with pytest.raises(ModelError, match="save_embedding_layers=False"):
+        run(Asked((str(place),) * 2, tmp_path / "c", method="concat", base=str(base.dir)))
     for method in ("linear", "task_arithmetic"):
         asked = Asked((str(place),), tmp_path / method, method=method, base=str(base.dir))
         found = load_model(run(asked).dir, torch.float32)

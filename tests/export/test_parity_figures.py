@@ -130,7 +130,7 @@ def test_all_forms_below_their_limit_are_named_with_figure_and_limit():
     with pytest.raises(ParityError) as caught:
         refuse_below(measured, {"adapter": "no chat template"})
     what = caught.value.what
-    assert "merged: greedy agreement 0.9850 is below the limit 0.99" in what
+    assert "merged: greedy agreement 0.985 is below the limit 0.99" in what
     assert "gguf-q8_0: greedy agreement 0.9000 is below the limit 0.97" in what
     assert "adapter: no chat template" in what
     assert "gguf-f16" not in what
@@ -180,6 +180,8 @@ def test_a_figure_just_beyond_its_limit_is_the_only_one_named(limits, name):
     if math.isinf(limit) or (down and limit == 0.0):
         return
     figures[name] = math.nextafter(limit, -math.inf if down else math.inf)
+    if name == "perplexity_ratio":
+        figures[name] = limit * (1 + 1e-9)
     if math.isinf(figures["max_abs_dlogit"]):
         figures["max_abs_dlogit"] = None
     found = judged(limits, **figures)
@@ -194,6 +196,21 @@ def test_a_figure_just_beyond_its_limit_is_the_only_one_named(limits, name):
     assert f"limit {limit:g}" in found[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [("greedy_agreement", 0.98999999, 0.99), ("perplexity_ratio", 1.0000000004, 1.0)],
+)
+def test_a_figure_is_never_told_as_the_limit_that_it_misses(name, value, limit):
+    (told,) = judged(dataclasses.replace(Limits(0.0, 9.0, 9.0), **{name: limit}), **{name: value})
+    assert f" {value} " in told
+
+
+def test_the_file_with_the_figures_is_named(tmp_path):
+    with pytest.raises(ParityError) as found:
+        refuse_below({"merged": parity("merged", 0.5, 0.99)}, {}, tmp_path / "parity.json")
+    assert str(tmp_path / "parity.json") in found.value.fix
+
+
 @given(LIMITS)
 def test_a_form_that_finds_the_answers_likelier_is_held_to_the_same_factor(limits):
     """At 1 / limit it passes, but for rounding."""
@@ -202,6 +219,20 @@ def test_a_form_that_finds_the_answers_likelier_is_held_to_the_same_factor(limit
     assert judged(limits, perplexity_ratio=allowed) == []
     (found,) = judged(limits, perplexity_ratio=least * (1 - 1e-9))
     assert found.startswith("perplexity over the trained model's")
+
+
+def test_where_answers_are_unlikely_the_factor_counts_for_each_nat():
+    limits = finite(Limits(0.0, 9.0, 1.1))
+    nats = 5.0
+    figures = {"limits": limits, "max_abs_dlogit": None, "reference_perplexity": math.exp(nats)}
+    for power, fails in ((4.99, False), (-4.99, False), (5.01, True), (-5.01, True)):
+        form = dataclasses.replace(
+            parity("x", 1.0, 0.0), **figures, perplexity=math.exp(nats) * 1.1**power
+        )
+        assert bool(form.beyond()) == fails
+    sure = dataclasses.replace(parity("x", 1.0, 0.0), **figures | {"reference_perplexity": 1.2})
+    assert dataclasses.replace(sure, perplexity=1.2 * 1.11).beyond()
+    assert not dataclasses.replace(sure, perplexity=1.2 * 1.09).beyond()
 
 
 @given(LIMITS)

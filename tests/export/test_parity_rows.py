@@ -169,3 +169,23 @@ def test_a_form_that_cannot_be_loaded_is_named_and_made_again_on_resume(bench, r
     assert not place.exists()
     done = bench.export(refused, resume=True, **forms)
     assert done.parity["merged"].greedy_agreement == 1.0
+
+
+def test_an_engine_that_leaves_rows_out_gets_no_certificate():
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from tunesmith.export.certify import Expected, _ask_logits
+    from tunesmith.export.reference import Reference
+
+    logits = np.eye(2, 5, dtype=np.float32)
+    reference = Reference(((1, 2), (3, 4)), (1, 1), logits)
+
+    def ask(said):
+        kind = SimpleNamespace(asker=lambda: lambda *_asked: iter(said), engine=lambda: "own")
+        return _ask_logits(kind, None, Expected(None, reference))
+
+    assert ask([logits[:1], logits[1:]]).tally.agrees == [True, True]
+    with pytest.raises(ValueError, match="shorter"):
+        ask([logits[:1]])

@@ -156,6 +156,7 @@ def hub(monkeypatch):
 
 CARD = 'Use it: AutoModelForCausalLM.from_pretrained("merged")\nPeftModel.from_pretrained(base, "adapter")\n'
 CARD += "vllm serve ./merged\n"
+CARD = f"## How to run\n\n{CARD}"
 
 
 @pytest.fixture
@@ -204,6 +205,7 @@ def test_one_folder_form_goes_to_the_root_and_the_card_names_the_repository(hub,
     assert set(there) == {"README.md", "parity.json", "config.json", "model.safetensors"}
     assert b'from_pretrained("me/tiny")' in there["README.md"]
     assert b"vllm serve me/tiny\n" in there["README.md"]
+    assert b"only these are in this repository: merged." in there["README.md"]
     assert not hub.private["me/tiny"]
     names = {file.name for file in uploads(sealed, "me/tiny", ["adapter"])}
     assert names == {
@@ -291,5 +293,8 @@ def test_wrong_tokens_names_and_forms_are_told(hub, sealed, tmp_path, monkeypatc
             push(sealed, name, endpoint=hub.url)
     with pytest.raises(ConfigError, match="did you mean 'gguf-f16'"):
         push(sealed, "me/tiny", forms=["gguf-f61"], endpoint=hub.url)
+    with pytest.raises(MissingError, match="no token file") as found:
+        push(sealed, "me/tiny", endpoint=hub.url, token_file=tmp_path / "nowhere")
+    assert found.value.fix
     with pytest.raises(MissingError, match="could not be pushed"):
         push(sealed, "me/tiny", endpoint="http://127.0.0.1:9")

@@ -65,24 +65,24 @@ def _methods() -> str:
     "--base",
     metavar="MODEL",
     help="What adapters are put on and differences are taken from: a folder, a .gguf file, `embedded`, or "
-    "a Hub id that is in the local cache. [default: what the models name]",
+    "a Hub id that is in the local cache. ",
 )
 @click.option(
     "--density",
     "densities",
     type=_Listed(float),
     metavar="0.5,0.5",
-    help="Share of each model's differences that stays (ties, dare). [default: 1]",
+    help="Share of each model's differences that stays (ties, dare). Default: 1.",
 )
 @click.option(
-    "--lambda", "scale", type=float, help="Multiplies the merged differences. [default: 1]"
+    "--lambda", "scale", type=float, help="Multiplies the merged differences. Default: 1."
 )
-@click.option("--t", type=float, help="slerp: 0 is the first model, 1 the second. [default: 0.5]")
+@click.option("--t", type=float, help="slerp: 0 is the first model, 1 the second. Default: 0.5.")
 @click.option(
     "--normalize/--no-normalize",
     "normalise",
     default=None,
-    help="Divide by the sum of the weights. [default: for linear and ties]",
+    help="Divide by the sum of the weights. Default: for linear and ties.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of dare's random choice.")
 @click.option(

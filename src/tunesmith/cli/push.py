@@ -63,7 +63,7 @@ def push(
         public=public,
         update=update,
         endpoint=endpoint,
-        token_file=token_file,
+        token_file=None if token_file is None else token_file.expanduser(),
         dry_run=dry_run,
     )
     if as_json:

@@ -130,7 +130,9 @@ def _ask_logits(kind: FormKind, place: Path, expected: Expected) -> Asked:
     given, n_rows = reference.given, len(reference.rows)
     rows, starts = [*reference.rows, *given.rows], [*reference.starts, *given.starts]
     wanted = reference.by_row()
-    for index, found in enumerate(kind.asker()(place, expected.sources, rows, starts)):
+    said = kind.asker()(place, expected.sources, rows, starts)
+    # Strict: a form that says nothing about some rows must not be certified by the others.
+    for index, found in zip(range(len(rows)), said, strict=True):
         if index < n_rows:
             tally.add_logits(next(wanted), found)
         else:

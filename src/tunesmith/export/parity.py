@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form
@@ -29,10 +30,11 @@ CLEAR_MARGIN_NATS = 0.01
 """A position is clear when the reference's best token leads its second by more than this."""
 _UPPER: Mapping[str, str] = {
     "mean_kl": "mean KL (nats)",
-    "perplexity_ratio": "perplexity over the trained model's",
     "max_abs_dlogit": "largest difference of a logit",
 }
 """Figures that must not be larger than their limit, and what they are called."""
+_LOG_ERROR = 1e-12
+"""Rounding in the comparison of a ratio with a limit that it equals."""
 _REST_ERROR = 1e-6
 """Added to the probability that the form leaves beside the reported tokens, which is a difference of
 rounded numbers: too large a rest can only make the divergence smaller, so it stays a lower bound."""
@@ -102,21 +104,33 @@ class FormParity:
         found = []
         if not self.greedy_agreement >= self.limits["greedy_agreement"]:
             found.append(
-                f"greedy agreement {self.greedy_agreement:.4f} is below the limit "
-                f"{self.limits['greedy_agreement']:g} ({self.positions} positions, {_clear(self)})"
+                f"greedy agreement {_apart(self.greedy_agreement, self.limits['greedy_agreement'])} "
+                f"is below the limit {self.limits['greedy_agreement']:g} ({self.positions} positions, {_clear(self)})"
             )
         for name, what in _UPPER.items():
             value = getattr(self, name)
             limit = self.limits.get(name, math.inf)
             if value is not None and not value <= limit:
-                found.append(f"{what} {value:.4g} is above the limit {limit:g}")
+                found.append(f"{what} {_apart(value, limit)} is above the limit {limit:g}")
         ratio, limit = self.perplexity_ratio, self.limits.get("perplexity_ratio", math.inf)
-        if ratio is not None and ratio * limit < 1:
-            # A form that finds the user's answers likelier than the trained model is another model, too.
+        if ratio is not None and not self._is_as_likely(ratio, limit):
             found.append(
-                f"perplexity over the trained model's {ratio:.4g} is below 1 / the limit {limit:g}"
+                f"perplexity over the trained model's {_apart(ratio, limit)} is beyond the limit "
+                f"{limit:g}, or 1 / {limit:g}, for each nat a token"
             )
         return found
+
+    def _is_as_likely(self, ratio: float, limit: float) -> bool:
+        """Whether the user's answers are as likely as they were, within the factor, either way.
+
+        A form that finds them likelier than the trained model is another model, too. Rounding moves a
+        log probability by a share of itself: where the trained model gives more than a nat a token
+        to the answers, the factor is for each nat.
+        """
+        nats = max(1.0, math.log(self.reference_perplexity or 1.0))
+        if not ratio > 0:
+            return False
+        return abs(math.log(ratio)) <= math.log(limit) * nats * (1 + _LOG_ERROR) + _LOG_ERROR
 
 
 @dataclass
@@ -236,12 +250,17 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def refuse_below(measured: Mapping[Form, FormParity], problems: Mapping[Form, str]) -> None:
+def refuse_below(
+    measured: Mapping[Form, FormParity],
+    problems: Mapping[Form, str],
+    kept: Path = Path("scratch/parity.json"),
+) -> None:
     """Fail when a form is beyond a limit, or failed a check that has no figure.
 
     Args:
         measured: form -> its figures.
         problems: form -> what else is wrong with it.
+        kept: the file in which the figures are.
 
     Raises:
         ParityError: names every such form with figure and limit.
@@ -258,8 +277,16 @@ def refuse_below(measured: Mapping[Form, FormParity], problems: Mapping[Form, st
         why="the bundle would answer otherwise than the model that was judged; nothing was sealed",
         fix="run the export again; if it stays so, leave the form out of export.forms, or accept "
         f"the difference: --set export.limits.{failed[0]}.FIGURE=VALUE, where FIGURE is one of "
-        "greedy_agreement, mean_kl, perplexity_ratio, max_abs_dlogit (the figures are in "
-        "scratch/parity.json)",
+        f"greedy_agreement, mean_kl, perplexity_ratio, max_abs_dlogit (the figures are in {kept})",
+    )
+
+
+def _apart(value: float, limit: float) -> str:
+    """The figure with as many digits as tell it from the limit."""
+    digits = (4, 6, 9, 12, 17)
+    return next(
+        (text for n in digits if float(text := f"{value:.{n}g}") != limit),
+        f"{value:.17g}",
     )
 
 

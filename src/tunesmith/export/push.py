@@ -80,7 +80,7 @@ def uploads(bundle: Artifact, repository: str, forms: Sequence[str] = ()) -> tup
     served = _served(has, has), _served(has, chosen)
     if served[1] is None:
         found = [file for file in found if file.name != "Modelfile"]
-    found = [_renamed(_card(file, repository, alone), *served) for file in found]
+    found = [_partial(_renamed(_card(file, repository, alone), *served), chosen) for file in found]
     return tuple(sorted(found, key=lambda file: file.name))
 
 
@@ -130,6 +130,17 @@ def _renamed(file: Upload, named: str | None, sent: str | None) -> Upload:
     text = file.source.read_text(encoding="utf-8") if file.text is None else file.text
     command = commands[file.name]
     text = text.replace(command, command.replace(named, str(sent)))
+    return Upload(file.source, file.name, len(text.encode("utf-8")), text)
+
+
+def _partial(file: Upload, sent: Sequence[Form]) -> Upload:
+    """The card says which forms are here: it tells how to run all that were made."""
+    if file.name != "README.md":
+        return file
+    text = file.source.read_text(encoding="utf-8") if file.text is None else file.text
+    head = "## How to run\n\n"
+    told = f"Of the forms only these are in this repository: {', '.join(sent)}.\n\n"
+    text = text.replace(head, head + told, 1)
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
 
 
@@ -227,7 +238,10 @@ def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
         ) from error
     if token_file is not None:
         if not token_file.is_file():
-            raise MissingError(f"there is no token file at {token_file}")
+            raise MissingError(
+                f"there is no token file at {token_file}",
+                fix="name a file that holds the token alone, or leave --token-file out",
+            )
         token: str | None = _one_word(token_file)
     else:
         token = get_token()

@@ -261,7 +261,7 @@ def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Fo
         bar.advance(1)
     at.write_json("scratch/parity.json", _certificate(plan, at, measured) | {"problems": problems})
     try:
-        refuse_below(measured, problems)
+        refuse_below(measured, problems, at.dir / "scratch/parity.json")
     except ParityError:
         _discard(at, [*problems, *(form for form, found in measured.items() if found.beyond())])
         raise

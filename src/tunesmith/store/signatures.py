@@ -200,7 +200,12 @@ def _refuse_endless(signature: Path) -> None:
 
 def _require(path: Path, what: str) -> None:
     if not path.is_file():
-        raise MissingError(f"there is no {what} at {path}", fix="tunesmith sign --new-key FILE")
+        raise MissingError(
+            f"there is no {what} at {path}",
+            fix="make one: tunesmith sign --new-key FILE"
+            if what == "signing key"
+            else "name the .pub file of whoever signed; a new key would not fit the signature",
+        )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _FOLLOWS: Mapping[str, tuple[str, ...]] = {
 }
 """Role -> roles that may come next."""
 _MIN_EQUAL_CHARACTERS = 10
-_GREETING_LIST = "hi hello hey bye goodbye thanks cheers ok okay morning hallo hola ciao salut bonjour servus moin tschüss"
+_GREETING_LIST = "hi hello hey bye goodbye thanks cheers ok okay morning hallo hola ciao salut bonjour servus tschüss"
 _GREETINGS = frozenset(_GREETING_LIST.split())
 _MIN_LEAK_CHARACTERS = 20
 _MIN_LEAK_SHARE = 0.25

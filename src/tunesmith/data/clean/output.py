@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -91,9 +92,7 @@ def put_out(
     Raises:
         StorageError: the disk refuses; then the folder is as it was before.
     """
-    place = (
-        out if isinstance(out, Path) else Path(str(getattr(out, "name", "the rows")).strip("<>"))
-    )
+    place = out if isinstance(out, Path) else _name_of(out)
     folder = out if isinstance(out, Path) else sides
     with ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
@@ -117,6 +116,12 @@ def put_out(
             flush_to_disk(half / name)
         with storage_errors(place):
             rows.flush()
+
+
+def _name_of(stream: BinaryIO) -> Path:
+    """What an error calls a stream."""
+    is_stdout = stream is getattr(sys.stdout, "buffer", None)
+    return Path("stdout" if is_stdout else str(getattr(stream, "name", "the stream of rows")))
 
 
 def _bytes(line: str) -> bytes:

@@ -161,6 +161,12 @@ def check_signature(desk: Desk, folder: Path, n_bytes: int) -> None:
             desk.about(folder / signatures.SIGNATURE, "").note("signature", "", told)
             desk.tell(folder, signature="not looked at")
         return
+    if folder.is_file():
+        found = desk.about(folder, "name the folder that was signed")
+        found.error(
+            "seal-signature", "", "a single file has no signature", "a folder is signed whole"
+        )
+        return
     state = "right"
     try:
         signatures.verify(folder, public)

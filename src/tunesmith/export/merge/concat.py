@@ -46,8 +46,12 @@ def _problems(member: Member) -> Iterator[str]:
         return
     if adapter.has_dora:
         yield f"{member.given} is a DoRA: it also changes the lengths of the weights' rows"
-    if adapter.whole:
-        yield f"{member.given} replaces whole weights, such as {next(iter(adapter.whole))}"
+    for name in list(adapter.whole)[:1]:
+        yield f"{member.given} " + (
+            f"holds the base's {name} beside its pair (saved with save_embedding_layers=False it would not)"
+            if name in adapter.pairs
+            else f"replaces whole weights, such as {name}"
+        )
 
 
 def sizes(plan: MergePlan) -> dict[str, tuple[int, int, int]]:

@@ -7,6 +7,7 @@ A pickle is a program for Python's `pickle` module: to load one from elsewhere i
 from __future__ import annotations
 
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 
@@ -24,6 +25,8 @@ _HEAD = 4_096
 _MOST_ENTRIES = 10_000
 _MOST_OPCODES = 200
 _ENOUGH_OPCODES = 4
+_CUT = re.compile(r"expected (\d+) bytes in a \w+, but only (\d+) remain")
+"""What `pickletools` says of a value that is longer than what it was given."""
 
 
 def pickle_in(path: Path) -> str:
@@ -40,7 +43,7 @@ def pickle_in(path: Path) -> str:
         return _in_zip(path)
     if head.startswith(_TORCH_LEGACY):
         return "a PyTorch file of the old form, which is a pickle"
-    return _bare(head)
+    return _bare(head, path.stat().st_size)
 
 
 def _holds_objects(head: bytes) -> bool:
@@ -70,26 +73,33 @@ def _object_array(archive: zipfile.ZipFile, name: str) -> bool:
     return head.startswith(b"\x93NUMPY") and _holds_objects(head)
 
 
-def _bare(head: bytes) -> str:
+def _bare(head: bytes, n_bytes: int) -> str:
     """A pickle without a container; its opcodes are listed by the standard library, not obeyed."""
     names: list[str] = []
     if not head or head[0] not in _FIRST:
         return ""
-    calls = False
+    calls = goes_on = False
     try:
         for opcode, value, _ in pickletools.genops(head):
             names.append(opcode.name)
             calls = calls or (opcode.name in ("GLOBAL", "INST") and _is_function(str(value)))
             if opcode.name == "STOP" or len(names) >= _MOST_OPCODES:
                 break
-    except (ValueError, UnicodeError, OverflowError):
+    except (ValueError, UnicodeError, OverflowError) as error:
         # Cut at the head's end, or never a pickle: what came before tells which.
         names.append("")
-    if len(names) <= _ENOUGH_OPCODES and names[-1] != "STOP":
+        goes_on = _goes_on(str(error), head, n_bytes)
+    if len(names) <= _ENOUGH_OPCODES and names[-1] != "STOP" and not goes_on:
         return ""
     if names[0] == "PROTO":
         return f"a pickle of protocol {head[1]}" if head[1] <= _NEWEST else ""
     return "a pickle of protocol 0 or 1 that calls functions" if calls else ""
+
+
+def _goes_on(told: str, head: bytes, n_bytes: int) -> bool:
+    """Whether a value that begins in the head ends in the file: a long first value must hide no pickle."""
+    cut = _CUT.search(told)
+    return cut is not None and len(head) - int(cut[2]) + int(cut[1]) <= n_bytes
 
 
 def _is_function(value: str) -> bool:

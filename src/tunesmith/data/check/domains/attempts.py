@@ -40,7 +40,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
-    r"(?<![\w.])(?:\w+\.)?\w+\s*(?:=|<=|>=|<>|!=)\s*['\w(]|\b(?:group|order)\s+by\s+\w|\bwhere\s+\w+\s*[=<>]|"
+    r"(?<![\w.])(?:\w+\.)?\w+\s*(?:=|<=|>=|<>|!=)\s*['\"\w(]|\b(?:group|order)\s+by\s+\w|\bwhere\s+\w+\s*[=<>]|"
     r"\b(?:count|sum|avg|min|max)\(",
     re.IGNORECASE,
 )
