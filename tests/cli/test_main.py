@@ -233,18 +233,26 @@ def test_completion_prints_a_script(shell, capsys):
     assert "_TUNESMITH_COMPLETE" in capsys.readouterr().out
 
 
-def test_completion_completes_commands():
+@pytest.mark.parametrize(
+    ("typed", "word", "offered"),
+    [
+        ("tunesmith eva", 1, "plain,evaluate"),
+        ("tunesmith forms --form gguf-q8", 3, "plain,gguf-q8_0"),
+        ("tunesmith push --form gguf-q8", 3, "plain,gguf-q8_0"),
+    ],
+)
+def test_completion_completes_commands_and_forms(typed, word, offered):
     found = subprocess.run(
         [PROGRAM],
         env={
             **os.environ,
             "_TUNESMITH_COMPLETE": "bash_complete",
-            "COMP_WORDS": "tunesmith eva",
-            "COMP_CWORD": "1",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(word),
         },
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert "plain,evaluate" in found.stdout
+    assert offered in found.stdout

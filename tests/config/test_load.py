@@ -125,6 +125,13 @@ def test_a_missing_file_names_the_nearest_shipped_recipe():
     assert "demo" in caught.value.fix
 
 
+def test_a_list_with_a_refused_item_is_not_called_too_short():
+    told = problems_of(sets=["export.forms=[gguf-q3]"])
+    assert "1 problem in the recipe" in told
+    assert "export.forms.0 = 'gguf-q3'" in told
+    assert "export.forms = []: should have at least 1 item" in problems_of(sets=["export.forms=[]"])
+
+
 @pytest.mark.parametrize("assignment", ["train.epochs", "=3", "train..epochs=3", "a=[1"])
 def test_a_malformed_set_is_quoted(assignment):
     assert assignment in problems_of([], [assignment])

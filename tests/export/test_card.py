@@ -192,6 +192,17 @@ def test_energy_is_told_as_it_was_measured_or_not(plan, joules):
     assert ("Energy was not measured" in text) == (joules is None)
 
 
+def test_every_setting_in_the_card_has_a_name_that_says_whose_it_is(plan):
+    facts = {
+        **plan.trained.facts,
+        "method": {"kind": "lora", "layers": None},
+        "optimizer": {"kind": "adamw"},
+    }
+    trained = dataclasses.replace(plan.trained, facts=facts)
+    text = card(dataclasses.replace(plan, trained=trained), {"gguf-q8_0": PARITY})
+    assert "| method | lora |\n| optimizer | adamw |\n" in text
+
+
 EFFECT = {
     "kind": "nf4",
     "mean_kl_nats": 0.0123,

@@ -317,6 +317,7 @@ def test_a_whole_onnx_file_gives_nothing_to_say(tmp_path):
         ({"location": "../../../etc/passwd"}, "link-outside"),
         ({"location": "/etc/passwd"}, "link-outside"),
         ({"location": "none.data"}, "onnx-external"),
+        ({"location": "x" * 4_000}, "onnx-external"),
         ({"length": 65}, "onnx-external"),
         ({"offset": 1 << 60}, "onnx-external"),
         ({"domain": "evil.ops"}, "code"),

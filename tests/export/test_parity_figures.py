@@ -131,7 +131,7 @@ def test_all_forms_below_their_limit_are_named_with_figure_and_limit():
         refuse_below(measured, {"adapter": "no chat template"})
     what = caught.value.what
     assert "merged: greedy agreement 0.985 is below the limit 0.99" in what
-    assert "gguf-q8_0: greedy agreement 0.9000 is below the limit 0.97" in what
+    assert "gguf-q8_0: greedy agreement 0.9 is below the limit 0.97" in what
     assert "adapter: no chat template" in what
     assert "gguf-f16" not in what
     assert "export.limits.merged.FIGURE" in caught.value.fix

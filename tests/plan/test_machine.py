@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tunesmith.export.forms import KINDS
 from tunesmith.plan.doctor import examine
 from tunesmith.plan.machine import memory_limit, read_machine
 from tunesmith.plan.packages import as_problem, packages
@@ -93,6 +96,42 @@ def test_a_missing_module_leads_to_the_extra_that_brings_it(module, extra):
     problem = as_problem(ModuleNotFoundError("x", name=module))
     assert problem is not None
     assert problem.fix == f"pip install 'tunesmith[{extra}]'"
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def project_extras():
+    """Extra -> requirements, as the project's file has them."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        *(("model_signing", "sign"), ("libgguf", "export"), ("pyarrow", "data")),
+        *(("onnxruntime_genai", "onnx"), ("torchao", "torchao"), ("numpy", "train")),
+    ],
+)
+def test_no_extra_but_the_developers_is_forgotten(module, extra, monkeypatch):
+    lines = [
+        f'{line}; extra == "{name}"' for name, all_of in project_extras().items() for line in all_of
+    ]
+    monkeypatch.setattr("tunesmith.plan.packages.requires", lambda name: lines)
+    problem = as_problem(ModuleNotFoundError("x", name=module))
+    assert problem is not None
+    assert problem.fix == f"pip install 'tunesmith[{extra}]'"
+
+
+def test_every_extra_that_a_message_names_is_one_of_the_projects():
+    root, extras = ROOT, set(project_extras())
+    named = {kind.extra for kind in KINDS.values() if kind.extra}
+    for page in (*root.glob("src/**/*.py"), *root.glob("docs/**/*.md")):
+        for found in re.findall(r"tunesmith\[([\w,]+)\]", page.read_text(encoding="utf-8")):
+            named |= set(found.split(","))
+    assert named
+    assert named <= extras
 
 
 def test_what_only_one_setting_needs_is_listed_and_missed_by_nobody(monkeypatch, tmp_path):

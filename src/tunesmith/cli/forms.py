@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.options import Asked, json_option, recipe_options
+from tunesmith.cli.options import Asked, complete_form, json_option, recipe_options
 from tunesmith.cli.screen import note, print_json, table, where
 from tunesmith.errors import ModelError, listed
 
@@ -23,6 +23,7 @@ __all__ = ["forms"]
     "chosen",
     multiple=True,
     metavar="NAME",
+    shell_complete=complete_form,
     help="Only this form of the bundle. May be repeated.",
 )
 @json_option

@@ -65,7 +65,7 @@ def _methods() -> str:
     "--base",
     metavar="MODEL",
     help="What adapters are put on and differences are taken from: a folder, a .gguf file, `embedded`, or "
-    "a Hub id that is in the local cache. ",
+    "a Hub id that is in the local cache. Default: what the models name.",
 )
 @click.option(
     "--density",

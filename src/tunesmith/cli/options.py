@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
 
-__all__ = ["Asked", "fit_option", "json_option", "processes_option", "recipe_options"]
+__all__ = ["Asked", "complete_form", "fit_option", "json_option", "processes_option", "recipe_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +40,13 @@ class Asked:
         """As the user typed it, to be used in another command."""
         words = [*self.files, *(word for pair in self.sets for word in ("--set", pair))]
         return shlex.join(words)
+
+
+def complete_form(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
+    """Names of forms, for the shell."""
+    from tunesmith.config import FORMS
+
+    return [form for form in FORMS if form.startswith(typed)]
 
 
 def recipe_options(*, required: bool = True) -> Callable[[Command], Command]:

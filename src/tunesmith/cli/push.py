@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunesmith.cli.options import json_option
+from tunesmith.cli.options import complete_form, json_option
 from tunesmith.cli.screen import note, print_json, table
 
 if TYPE_CHECKING:
@@ -19,7 +19,14 @@ __all__ = ["push"]
 @click.command
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="OWNER/NAME")
-@click.option("--form", "forms", multiple=True, metavar="NAME", help="Only this form; repeatable.")
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_form,
+    help="Only this form; repeatable.",
+)
 @click.option("--public", is_flag=True, help="Make a new repository public; private otherwise.")
 @click.option("--update", is_flag=True, help="Add a commit to a repository that is there.")
 @click.option("--endpoint", metavar="URL", help="Another hub than HF_ENDPOINT or the public one.")

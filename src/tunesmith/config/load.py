@@ -198,7 +198,7 @@ def _validate(layers: _Layers) -> Recipe:
     try:
         recipe = Recipe.model_validate(layers.values)
     except ValidationError as error:
-        problems += [_problem(layers, details) for details in error.errors()]
+        problems += [_problem(layers, details) for details in _causes(error.errors())]
     if problems or recipe is None:
         noun = "problem" if len(problems) == 1 else "problems"
         raise ConfigError(
@@ -207,6 +207,17 @@ def _validate(layers: _Layers) -> Recipe:
         )
     recipe._origins.update(layers.origins)
     return recipe
+
+
+def _causes(errors: Sequence[Any]) -> list[Any]:
+    """Without "too few items" of a list whose items were refused themselves."""
+    places = [tuple(details["loc"]) for details in errors]
+    return [
+        details
+        for details, place in zip(errors, places, strict=True)
+        if details["type"] != "too_short"
+        or not any(len(other) > len(place) and other[: len(place)] == place for other in places)
+    ]
 
 
 def _problem(layers: _Layers, details: Any) -> str:
@@ -221,6 +232,8 @@ def _problem(layers: _Layers, details: Any) -> str:
         kind = given.get("kind") if isinstance(given, dict) else given
         kinds = details["ctx"].get("expected_tags") or ", ".join(_kinds_at(path, layers.values))
         return f"{origin}: {key}.kind: {kind!r} is not one of {kinds}"
+    if details["type"] == "too_short":
+        return f"{origin}: {key} = {details['input']!r}: should have at least {details['ctx']['min_length']} item"
     message = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"{origin}: {key} = {details['input']!r}: {message}"
 

