@@ -15,6 +15,7 @@ from command_line import call
 
 from tunesmith import __version__
 from tunesmith.cli.main import COMMANDS, commands
+from tunesmith.errors import StorageError
 
 PROGRAM = Path(sys.executable).with_name("tunesmith")
 HEAVY = ("torch", "transformers", "fastapi", "pydantic", "numpy", "rich")
@@ -256,3 +257,19 @@ def test_completion_completes_commands_and_forms(typed, word, offered):
         check=False,
     )
     assert offered in found.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
+@pytest.mark.parametrize("args", [["completion", "bash"], ["--version"]])
+def test_a_full_disk_behind_stdout_is_one_clear_error(args):
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "tunesmith", *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert found.returncode == StorageError.exit_code
+    assert "cannot write stdout" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,29 @@ def _door(args: list[str]) -> int:
     except BrokenPipeError:
         _let_go_of_readers()
         return BROKEN_PIPE
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        return _tell_full_stdout(error)
+
+
+def _is_full(error: OSError) -> bool:
+    """Whether it is a full disk behind stdout: what is written to files names the file."""
+    return error.errno == errno.ENOSPC and error.filename is None
+
+
+def _tell_full_stdout(error: OSError) -> int:
+    from tunesmith.cli.screen import show_error
+    from tunesmith.errors import StorageError
+    from tunesmith.telemetry import point_nowhere
+
+    point_nowhere(sys.stdout)
+    known = StorageError(
+        "cannot write stdout", why=str(error), fix="free some space where stdout goes"
+    )
+    with _heard_or_not():
+        show_error(known, as_json=False)
+    return known.exit_code
 
 
 def _run(args: list[str]) -> int:
@@ -128,6 +152,10 @@ def _run(args: list[str]) -> int:
         # On Ctrl-C click writes a line end to stderr, whose reader had left.
         _let_go_of_readers()
         return INTERRUPTED
+    except OSError as error:
+        if _is_full(error):
+            raise
+        return _show(error, as_json="--json" in args)
     except Exception as error:  # noqa: BLE001 - the one door: a bug of ours is shown whole
         return _show(error, as_json="--json" in args)
 

@@ -13,7 +13,14 @@ import click
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
 
-__all__ = ["Asked", "complete_form", "fit_option", "json_option", "processes_option", "recipe_options"]
+__all__ = [
+    "Asked",
+    "complete_form",
+    "fit_option",
+    "json_option",
+    "processes_option",
+    "recipe_options",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
