@@ -179,6 +179,14 @@ def test_a_stage_command_goes_on_only_when_asked(tmp_path):
     assert pipeline.run_stage(recipe, "data", resume=True).artifact.dir == place
 
 
+def test_an_unfinished_run_of_a_merge_is_not_taken_for_one_of_the_recipe(tmp_path):
+    recipe = recipe_of(tmp_path)
+    other = tmp_path / "runs/sums/data-merge-0123456789ab"
+    other.mkdir(parents=True)
+    (other / "run.json").write_text(json.dumps({"inputs": {"name": "x"}, "parents": []}))
+    assert pipeline.run_stage(recipe, "data", resume=True).artifact.dir.name != other.name
+
+
 def test_an_interrupted_stage_counts_the_time_of_all_its_attempts(tmp_path):
     recipe = recipe_of(tmp_path)
     timing = unfinished(recipe) / pipeline.TIMING

@@ -456,8 +456,13 @@ def _open(place: Path, stage: Stage, key: str) -> Artifact:
     return artifact
 
 
+def _runs(folder: Path, stage: str) -> Iterator[Path]:
+    """A recipe's own folders of a stage; those of merges (`export-merge-...`) are not."""
+    return folder.glob(f"{stage}-[0-9a-f]*")
+
+
 def _newest_sealed(folder: Path, stage: Stage) -> Artifact | None:
-    places = [place for place in folder.glob(f"{stage}-*") if (place / MANIFEST).is_file()]
+    places = [place for place in _runs(folder, stage) if (place / MANIFEST).is_file()]
     newest = max(places, key=lambda place: (place / MANIFEST).stat().st_mtime, default=None)
     try:
         return None if newest is None else Artifact.open(newest, stage)
@@ -489,9 +494,9 @@ def _changes(
 def _refuse_another_run(folder: Path, step: Step) -> None:
     """`--resume` with other data or settings would begin anew beside the run that was meant."""
     unfinished = [
-        claim
-        for claim in folder.glob(f"{step.stage}-*/run.json")
-        if not (claim.parent / MANIFEST).is_file()
+        place / "run.json"
+        for place in _runs(folder, step.stage)
+        if (place / "run.json").is_file() and not (place / MANIFEST).is_file()
     ]
     if not unfinished or step.inputs is None:
         return
