@@ -23,7 +23,7 @@ import torch
 from tunesmith.config import ModelConfig
 from tunesmith.export import weights
 from tunesmith.export.forms import KINDS
-from tunesmith.export.parity import Tally
+from tunesmith.export.parity import Tally, is_as_likely
 from tunesmith.export.reference import (
     Reference,
     answer_logits,
@@ -67,6 +67,7 @@ def figures(model: Any, reference: Reference) -> dict[str, float]:
         "perplexity_ratio": float(tally.perplexity or math.nan)
         / math.exp(-(reference.given_logprob or math.nan)),
         "max_abs_dlogit": tally.largest_dlogit,
+        "reference_perplexity": math.exp(-(reference.given_logprob or 0.0)),
     }
 
 
@@ -180,8 +181,11 @@ def beyond(found: dict[str, float]) -> list[str]:
         if (
             found["greedy_agreement"] < limits.greedy_agreement
             or found["mean_kl"] > limits.mean_kl
-            or found["perplexity_ratio"] > limits.perplexity_ratio
-            or found["perplexity_ratio"] * limits.perplexity_ratio < 1
+            or not is_as_likely(
+                found["perplexity_ratio"],
+                limits.perplexity_ratio,
+                min(max(1.0, math.log(found["reference_perplexity"])), limits.most_nats),
+            )
             or found["max_abs_dlogit"] > limits.max_abs_dlogit
         ):
             names.append(form.removeprefix("gguf-"))
@@ -222,7 +226,8 @@ def main() -> None:
         for name, found in measured(model, reference, load_model(base, torch.float32)):
             lines.append(line(name, found))
             print(lines[-1], flush=True)
-        asked = f"{len(rows)} prompts, {len(reference.logits)} positions of the model's own answers, {given.n_tokens} tokens of the user's."
+        asked = f"{len(rows)} prompts, {len(reference.logits)} positions of the model's own answers, {given.n_tokens} tokens of the user's, "
+        asked += f"to which the model gives a perplexity of {math.exp(-(reference.given_logprob or 0.0)):.0f}."
     if options.write:
         head = (
             "# What the certificate sees\n\nMade by `python benchmarks/export/sensitivity.py --project "

@@ -237,3 +237,11 @@ def test_a_path_below_this_folder_is_shown_relative(here):
 def test_prove_refuses_to_be_quick_and_to_take_named_proofs_at_once(here, capsys):
     assert call("prove", "recipe.yaml", "--quick", "--only", "fast") == 2
     assert "--only" in capsys.readouterr().err
+
+
+def test_forms_takes_the_short_settings_of_the_export_that_it_measures(here, capsys):
+    examples(here)
+    assert call("init") == 0
+    short = ("--set", "forms=[merged, gguf-q8_0]")
+    assert call("forms", "recipe.yaml", *short) == call("export", "recipe.yaml", *short) == 5
+    assert "is not made for this recipe" in capsys.readouterr().err

@@ -212,3 +212,9 @@ def test_what_a_quantised_training_base_changes_is_measured_and_told(bench, make
     assert "Measured on the prompts below: trained on a base in nf4" in card
     plain = bench.export(tmp_path / "plain", forms=["adapter"])
     assert "quantised_base" not in plain.artifact.read_json("parity.json")
+
+
+def test_leaving_out_all_layers_is_refused_before_anything_is_written(bench, tmp_path):
+    with pytest.raises(ModelError, match="prune_layers is 2, and the model has 2 layers"):
+        bench.export(tmp_path / "out", forms=["pruned"], prune_layers=2)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"run.json", ".lock"}

@@ -166,7 +166,7 @@ def judged(limits, **figures):
 
 @given(LIMITS)
 def test_every_figure_passes_at_exactly_its_limit(limits):
-    figures = dataclasses.asdict(limits)
+    figures = {name: getattr(limits, name) for name in FIGURES}
     if math.isinf(limits.max_abs_dlogit):
         figures["max_abs_dlogit"] = None
     assert judged(limits, **figures) == []
@@ -174,7 +174,7 @@ def test_every_figure_passes_at_exactly_its_limit(limits):
 
 @given(LIMITS, st.sampled_from(FIGURES))
 def test_a_figure_just_beyond_its_limit_is_the_only_one_named(limits, name):
-    figures = dataclasses.asdict(limits)
+    figures = {name: getattr(limits, name) for name in FIGURES}
     limit = figures[name]
     down = name == "greedy_agreement"
     if math.isinf(limit) or (down and limit == 0.0):
@@ -221,8 +221,8 @@ def test_a_form_that_finds_the_answers_likelier_is_held_to_the_same_factor(limit
     assert found.startswith("perplexity over the trained model's")
 
 
-def test_where_answers_are_unlikely_the_factor_counts_for_each_nat():
-    limits = finite(Limits(0.0, 9.0, 1.1))
+def test_where_answers_are_unlikely_the_factor_may_count_for_each_nat():
+    limits = finite(Limits(0.0, 9.0, 1.1, most_nats=8.0))
     nats = 5.0
     figures = {"limits": limits, "max_abs_dlogit": None, "reference_perplexity": math.exp(nats)}
     for power, fails in ((4.99, False), (-4.99, False), (5.01, True), (-5.01, True)):
@@ -230,6 +230,15 @@ def test_where_answers_are_unlikely_the_factor_counts_for_each_nat():
             parity("x", 1.0, 0.0), **figures, perplexity=math.exp(nats) * 1.1**power
         )
         assert bool(form.beyond()) == fails
+    plain = figures | {"limits": finite(Limits(0.0, 9.0, 1.1))}
+    for factor, fails in ((1.09, False), (1.11, True), (1 / 1.11, True)):
+        form = dataclasses.replace(
+            parity("x", 1.0, 0.0), **plain, perplexity=math.exp(nats) * factor
+        )
+        assert bool(form.beyond()) == fails
+    capped = figures | {"limits": finite(Limits(0.0, 9.0, 1.1, most_nats=3.0))}
+    form = dataclasses.replace(parity("x", 1.0, 0.0), **capped, perplexity=math.exp(nats) * 1.1**4)
+    assert form.beyond()
     sure = dataclasses.replace(parity("x", 1.0, 0.0), **figures | {"reference_perplexity": 1.2})
     assert dataclasses.replace(sure, perplexity=1.2 * 1.11).beyond()
     assert not dataclasses.replace(sure, perplexity=1.2 * 1.09).beyond()

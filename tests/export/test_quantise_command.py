@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sample_gguf import importance, write_sample
 
 from tunesmith.cli.quantise import quantise
-from tunesmith.errors import ConfigError, ModelError
+from tunesmith.errors import ConfigError, MissingError, ModelError
 from tunesmith.export.quantise.importance import write_importance
 from tunesmith.models.files.gguf import look_at_gguf
 
@@ -77,7 +77,11 @@ def test_what_is_quantised_already_needs_force(model, tmp_path):
     assert look_at_gguf(tmp_path / "q8-q4_0.gguf").findings == []
 
 
-def test_no_model_is_one_error(tmp_path):
-    found = run(tmp_path / "absent.gguf", "--to", "q8_0")
-    assert isinstance(found.exception, ModelError)
+@pytest.mark.parametrize("name", ["absent.gguf", "", "."])
+def test_no_model_is_one_error(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for asked in (tmp_path / name, name or "."):
+        found = run(asked, "--to", "q8_0")
+        assert isinstance(found.exception, MissingError)
+        assert "there is no file" in found.exception.what
     assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ def forms(asked: Asked, chosen: tuple[str, ...], as_json: bool) -> None:
     """
     from tunesmith import pipeline
 
-    recipe = asked.load("evaluate")
+    recipe = asked.load("export")
     found = pipeline.measure_forms(recipe, chosen, spelled=asked.spelled)
     if as_json:
         print_json(

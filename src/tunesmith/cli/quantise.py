@@ -9,6 +9,7 @@ import click
 
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, size, table, where
+from tunesmith.errors import MissingError
 
 if TYPE_CHECKING:
     from tunesmith.export.quantise import Quantised
@@ -56,10 +57,15 @@ def quantise(model: Path, kind: Any, out: Path | None, as_json: bool, **asked: A
     from tunesmith.export.quantise import Options, quantise_gguf, read_importance
     from tunesmith.telemetry import progress
 
+    if not model.is_file():
+        raise MissingError(
+            f"there is no file {str(model)!r}",
+            why="it is a folder" if model.is_dir() else "",
+            fix="name a GGUF file; a model's folder becomes one by `tunesmith export`",
+        )
     target = out or model.with_name(f"{model.stem}-{kind}.gguf")
     matrix = None if asked["importance"] is None else read_importance(asked["importance"])
-    total = model.stat().st_size if model.is_file() else 0
-    with progress("Quantise", total // _MEBIBYTE, unit="MiB") as bar:
+    with progress("Quantise", model.stat().st_size // _MEBIBYTE, unit="MiB") as bar:
         done = 0
 
         def on_bytes(n_bytes: int) -> None:

@@ -51,12 +51,15 @@ class Limits:
         perplexity_ratio: largest factor between the perplexities of the user's answers by the form and by
             the trained model, either way.
         max_abs_dlogit: largest difference of one logit, where the engine gives all of them.
+        most_nats: the perplexity's factor counts for each nat a token that the trained model gives to the
+            answers, up to so many; 1 counts it once, whatever the answers.
     """
 
     greedy_agreement: float
     mean_kl: float
     perplexity_ratio: float
     max_abs_dlogit: float = math.inf
+    most_nats: float = 1.0
 
     def changed_by(self, config: LimitConfig | None, *, has_logits: bool = True) -> Limits:
         """These limits with those that a recipe sets in their place.
@@ -265,6 +268,9 @@ def _folder(
     )
 
 
+_NATS = 8.0
+"""Rounding to five bits and fewer moves a log probability by a share of itself, which on answers that the
+trained model finds unlikely is much: the factor counts for each nat of them, up to this many."""
 _FOUR_BITS = Limits(0.65, 0.6, 2.0)
 _ONNX = ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai")
 _PACKED = ("compressed_tensors",)
@@ -293,9 +299,9 @@ KINDS: Mapping[Form, FormKind] = {
     "gguf-bf16": _gguf("bf16", 16, Limits(0.98, 2e-3, 1.02)),
     "gguf-q8_0": _gguf("q8_0", 8.5, Limits(0.97, 0.01, 1.03)),
     "gguf-q6_k": _gguf("q6_k", 8.5, Limits(0.95, 0.03, 1.05), calibrated=True),
-    "gguf-q5_k_m": _gguf("q5_k_m", 7.0, Limits(0.9, 0.08, 1.2), calibrated=True),
-    "gguf-q4_k_m": _gguf("q4_k_m", 6.5, Limits(0.85, 0.12, 1.25), calibrated=True),
-    "gguf-q4_0": _gguf("q4_0", 6.0, Limits(0.7, 0.5, 1.5), calibrated=True),
+    "gguf-q5_k_m": _gguf("q5_k_m", 7.0, Limits(0.9, 0.08, 1.2, most_nats=_NATS), calibrated=True),
+    "gguf-q4_k_m": _gguf("q4_k_m", 6.5, Limits(0.85, 0.12, 1.25, most_nats=_NATS), calibrated=True),
+    "gguf-q4_0": _gguf("q4_0", 6.0, Limits(0.7, 0.5, 1.5, most_nats=_NATS), calibrated=True),
     "gguf-lora": FormKind(
         "lora.gguf",
         "gguf_lora:write",

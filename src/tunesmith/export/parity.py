@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tunesmith.engine import NextTokenLogprobs
 
-__all__ = ["CLEAR_MARGIN_NATS", "FormParity", "Tally", "refuse_below"]
+__all__ = ["CLEAR_MARGIN_NATS", "FormParity", "Tally", "is_as_likely", "refuse_below"]
 
 CLEAR_MARGIN_NATS = 0.01
 """A position is clear when the reference's best token leads its second by more than this."""
@@ -113,24 +113,37 @@ class FormParity:
             if value is not None and not value <= limit:
                 found.append(f"{what} {_apart(value, limit)} is above the limit {limit:g}")
         ratio, limit = self.perplexity_ratio, self.limits.get("perplexity_ratio", math.inf)
-        if ratio is not None and not self._is_as_likely(ratio, limit):
+        nats = self._nats
+        if ratio is not None and not is_as_likely(ratio, limit, nats):
+            allowed = f"limit {limit:g}" + (
+                f" for each of {nats:.3g} nats a token" if nats > 1 else ""
+            )
             found.append(
-                f"perplexity over the trained model's {_apart(ratio, limit)} is beyond the limit "
-                f"{limit:g}, or 1 / {limit:g}, for each nat a token"
+                f"perplexity over the trained model's {_apart(ratio, limit)} is more than the factor that the "
+                f"{allowed} allows, up or down"
             )
         return found
 
-    def _is_as_likely(self, ratio: float, limit: float) -> bool:
-        """Whether the user's answers are as likely as they were, within the factor, either way.
+    @property
+    def _nats(self) -> float:
+        """How often the perplexity's factor counts; see `Limits.most_nats`."""
+        nats = math.log(self.reference_perplexity or 1.0)
+        return min(max(1.0, nats), self.limits.get("most_nats", 1.0))
 
-        A form that finds them likelier than the trained model is another model, too. Rounding moves a
-        log probability by a share of itself: where the trained model gives more than a nat a token
-        to the answers, the factor is for each nat.
-        """
-        nats = max(1.0, math.log(self.reference_perplexity or 1.0))
-        if not ratio > 0:
-            return False
-        return abs(math.log(ratio)) <= math.log(limit) * nats * (1 + _LOG_ERROR) + _LOG_ERROR
+
+def is_as_likely(ratio: float, limit: float, nats: float = 1.0) -> bool:
+    """Whether a form finds the user's answers as likely as the trained model does, within a factor.
+
+    The factor counts either way: a form that finds them likelier is another model, too.
+
+    Args:
+        ratio: perplexity of the form over the trained model's.
+        limit: the factor, at least 1.
+        nats: how often it counts.
+    """
+    if not ratio > 0:
+        return False
+    return abs(math.log(ratio)) <= math.log(limit) * nats * (1 + _LOG_ERROR) + _LOG_ERROR
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.config import DEFAULT_FORMS, ExportConfig, Form, Recipe, refuse_unread
 from tunesmith.errors import ConfigError, DataError, StorageError
 from tunesmith.export.convert import check_convertible
+from tunesmith.export.folders.prune import check_count
 from tunesmith.export.forms import KINDS, PATHS, Limits
 from tunesmith.export.reference import Given, given_rows
 from tunesmith.models.adapters import check_base, has_adapter
@@ -103,14 +104,15 @@ def plan_export(
     signing_key = None if recipe.export.signing_key is None else Path(recipe.export.signing_key)
     if signing_key is not None:
         signatures.check_key(signing_key.expanduser())
-    if "pruned" in limits:
-        _ = recipe.export.prune_layers  # Read when the form is written; here so that it may be set.
+    prune_layers = recipe.export.prune_layers if "pruned" in limits else None
     refuse_unread(recipe, "export")
     _check_forms(recipe, limits, trained)
     base = resolve_base(recipe.model)
     check_base(trained, base)
     if any(KINDS[form].template == "gguf" or form == "gguf-lora" for form in limits):
         check_convertible(base.dir)
+    if prune_layers is not None:
+        check_count(prune_layers, base.dir)
     renderer = ChatRenderer(load_tokenizer(base))
     renderer.check_same(trained)
     rows, split = _rows(dataset, n_prompts)

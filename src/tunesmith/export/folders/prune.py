@@ -9,6 +9,7 @@ Nothing is trained afterwards: the loss on the validation rows before and after 
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,26 @@ CHOICE_ROWS = 16
 """Training rows on which the two choices are compared."""
 
 
+def check_count(count: int, base: Path) -> None:
+    """Refuse to leave out all layers of a model, as far as its folder tells how many it has.
+
+    Raises:
+        ModelError: the model has no more layers than are to be dropped.
+    """
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    total = (config.get("text_config") or config).get("num_hidden_layers")
+    if isinstance(total, int):
+        _refuse_all(count, total)
+
+
+def _refuse_all(count: int, total: int) -> None:
+    if count >= total:
+        raise ModelError(
+            f"export.prune_layers is {count}, and the model has {total} layers",
+            fix=f"--set export.prune_layers={max(1, total // SHARE)}",
+        )
+
+
 def write_pruned(sources: Sources, target: Path) -> Mapping[str, Any]:
     """The merged model with `export.prune_layers` layers fewer, in the base's number format.
 
@@ -54,11 +75,7 @@ def write_pruned(sources: Sources, target: Path) -> Mapping[str, Any]:
     layers = open_layers(sources.merged, sources.calibration)
     total = len(layers.blocks)
     count = sources.config.prune_layers or max(1, total // SHARE)
-    if count >= total:
-        raise ModelError(
-            f"export.prune_layers is {count}, and the model has {total} layers",
-            fix=f"--set export.prune_layers={max(1, total // SHARE)}",
-        )
+    _refuse_all(count, total)
     runs, singles = _angles(layers, count)
     model, rows = layers.model, list(sources.calibration[:CHOICE_ROWS])
     tried = {
