@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -219,6 +220,16 @@ def test_without_the_key_nothing_is_answered(backend):
         urllib.request.urlopen(f"{endpoint.url}/slots")
     assert error.value.code == 401
     error.value.close()
+
+
+def test_its_threads_spin_for_a_moment_at_barriers_and_then_sleep(backend):
+    # Without the one, two threads are slower than one; without the other, any load stops them.
+    environ = Path(f"/proc/{backend.pid}/environ").read_text().split("\0")
+    found = dict(entry.split("=", 1) for entry in environ if "OMP_" in entry)
+    wanted = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+    assert {name: found[name] for name in wanted} == wanted | {
+        name: os.environ[name] for name in wanted if name in os.environ
+    }
 
 
 def test_the_key_shows_neither_in_the_command_line_nor_in_the_environment(backend):

@@ -31,6 +31,9 @@ __all__ = ["Asked", "Expected", "ask_llama", "files_of", "measure", "open_llama"
 
 TOP_TOKENS = 64
 """Most likely tokens that llama.cpp reports at each position."""
+SLOTS = 1
+"""Rows that llama.cpp is asked about at a time. Several are faster, but its kernels round by how many rows
+happen to meet in a batch, and the figures of a certificate would differ from run to run."""
 FREE_ANSWERS = 4
 """Answers that llama.cpp also generates freely, to see that they end where the reference's end."""
 
@@ -152,7 +155,7 @@ def ask_llama(path: Path, reference: Reference, adapter: Path | None = None) -> 
     given, tally = reference.given, Tally()
     # Room for a free answer that fails to stop.
     context = max(map(len, [*reference.rows, *given.rows])) + 64
-    settings = LlamaSettings(context_tokens=context, lora_path=adapter)
+    settings = LlamaSettings(context_tokens=context, slots=SLOTS, lora_path=adapter)
     with LlamaBackend(path, settings) as backend:
         # Prompts that start alike follow each other, so that a slot keeps what they share.
         order = sorted(range(len(reference.rows)), key=lambda index: reference.rows[index])

@@ -272,6 +272,7 @@ class LlamaBackend:
             "n_probs": top,
             "post_sampling_probs": False,
             "temperature": 0.0,
+            "samplers": ["temperature"],
             "logit_bias": [[drawn, 1e9]],
             "id_slot": slot,
             "cache_prompt": True,

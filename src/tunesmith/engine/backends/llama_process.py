@@ -26,6 +26,10 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 10.0
 MOST_FAILED_STARTS = 5
 STOP_SECONDS = 5.0
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+"""How long an OpenMP thread spins at a barrier before it sleeps. Some 250 barriers a token: with none of it
+each costs a system call, and with the default any other load on the cores makes a token take 100 times as
+long (docs/lab-notebook.md, 19)."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +252,7 @@ class LlamaProcess:
 def _spawn() -> subprocess.Popen[str]:
     # -P: a file called json.py in the user's folder must not be imported instead of ours.
     # A new session: Ctrl-C in the terminal is for the parent, which then stops the child.
-    # Passive waiting: OpenMP's default spins at each barrier, so that with any other load on the
-    # cores a token took 100 times as long (0.4 against 47 tokens/s on two shared cores).
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    environment = {**WAITING, **os.environ}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "tunesmith.engine.backends.llama_child"],
         stdin=subprocess.PIPE,
