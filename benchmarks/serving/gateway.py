@@ -230,8 +230,8 @@ def report(samples, options, loads) -> str:
         f"SmolLM2-135M as Q8_0, {options.clients} clients at a time, {options.slots} slots, answers "
         f"of at most {options.answer_tokens} tokens, streamed. Clients, gateway and engine share "
         f"the cores. Load average of the machine before and after: {loads[0]:.1f}, {loads[1]:.1f}"
-        " (above the number of cores: other programs ran, too; CPU time per token hardly suffers "
-        "from that, the other figures do). llama.cpp renders and samples by its own defaults there.",
+        " (what ran before counts; above the number of cores other programs ran, too, and all "
+        "figures but CPU time per token suffer). llama.cpp renders and samples by its own defaults there.",
         "",
         *table(samples),
         "",
