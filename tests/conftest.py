@@ -32,10 +32,23 @@ SHORT_VOCABULARY = 2_048
 sys.path.append(str(Path(__file__).parent))
 
 
+class Imported:
+    """How many modules there were when the collector was last told to leave them alone."""
+
+    modules = 0
+
+
 def pytest_collection_finish() -> None:
     """The imported libraries stay: the collector need not look through them again and again."""
     gc.collect()
     gc.freeze()
+    Imported.modules = len(sys.modules)
+
+
+def pytest_runtest_setup() -> None:
+    """What a test imported stays as well: an export, for one, calls the collector several times."""
+    if len(sys.modules) > Imported.modules + 200:
+        pytest_collection_finish()
 
 
 @pytest.fixture(autouse=True)

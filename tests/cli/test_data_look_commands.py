@@ -46,6 +46,17 @@ def test_stats_of_a_raw_file_in_the_terminal_as_json_and_as_a_page(here, capsys)
     assert json.loads(text)["stats"]["rows"] == {"rows": 21}
 
 
+def test_a_plain_text_has_no_question_to_measure(here, capsys):
+    write("a.jsonl", [{"text": f"a text {i}"} for i in range(3)])
+    assert call("data", "stats", "a.jsonl", "--no-tokens", "--html", "a.html") == 0
+    shown = capsys.readouterr().out
+    assert "answer, characters" in shown
+    assert "question, characters" not in shown
+    html = (here / "a.html").read_text(encoding="utf-8")
+    assert "median answer" in html
+    assert "median question" not in html
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_an_error_as_json_has_what_why_and_fix(models, tmp_path, capsys):
     words = ["--models", f"{models / 'a'},{models / 'b'}", "--method", "slurp", "--json"]
     code, text, _ = call(capsys, "merge", *words, "--out", str(tmp_path / "x"))
     assert code == 2
-    assert "did you mean 'slerp'" in json.loads(text)["what"]
+    assert "'slerp'" in json.loads(text)["what"]
 
 
 def recipe_of(folder: Path, models: Path) -> Path:
@@ -163,6 +164,7 @@ def test_a_merge_is_exported_as_a_bundle_that_is_proved_to_be_it(models, tmp_pat
     with recipe.open("a", encoding="utf-8") as stream:
         stream.write("export: {forms: [merged, gguf-f16], parity_prompts: 2, parity_tokens: 4}\n")
     words = ["merge", "--models", f"{models / 'a'},{models / 'b'}", "--export", str(recipe)]
+    words += ["--evaluate", str(recipe)]
     words += ["--set", "export.forms=[merged]"]
     code, text, err = call(
         capsys, *words, "--base", str(models / "base"), "--out", str(tmp_path / "out"), "--json"
@@ -178,11 +180,74 @@ def test_a_merge_is_exported_as_a_bundle_that_is_proved_to_be_it(models, tmp_pat
     readme = bundle.path("README.md").read_text(encoding="utf-8")
     assert "2 models of base, merged with" in readme
     assert "fine-tuned" not in readme
+    ranking = json.loads(text)["evaluation"]
+    for model, name in zip(ranking["models"], ("this model", "a", "b"), strict=True):
+        low, high = (100 * end for end in model["interval"])
+        assert f"| {name} | {model['correct']} of {ranking['n']} |" in readme
+        assert f"| {low:.1f} to {high:.1f} % |" in readme
+    assert str(models) not in readme
     assert bundle.read_json("parity.json")["reference"].startswith("merged weights")
     assert Artifact.open(tmp_path / "out").sha256 in {parent.sha256 for parent in bundle.parents}
-    code, _, err = call(capsys, *words, "--out", str(tmp_path / "baseless"))
+
+
+def ending(place: Path, text: str) -> Path:
+    """A recipe with more at its end."""
+    place.write_text(place.read_text(encoding="utf-8") + text, encoding="utf-8")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("export", "words", "said"),
+    [
+        ("{forms: [merged]}", [], "add --base MODEL"),
+        ("{forms: [adapter]}", ["--base"], "--method concat makes an adapter"),
+        ("{forms: [merged], prune_layers: 1}", ["--base"], "export.prune_layers"),
+    ],
+)
+def test_what_the_export_would_refuse_is_refused_before_the_merge(
+    models, tmp_path, capsys, export, words, said
+):
+    recipe = ending(recipe_of(tmp_path, models), f"export: {export}\n")
+    given = ["merge", "--models", f"{models / 'a'},{models / 'b'}", "--export", str(recipe)]
+    based = [*words, str(models / "base")] if words else []
+    code, _, err = call(capsys, *given, *based, "--out", str(tmp_path / "out"))
+    assert code != 0
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_another_base_stops_before_the_merge(models, tmp_path, capsys):
+    recipe = ending(recipe_of(tmp_path, models), "export: {forms: [merged]}\n")
+    given = ["merge", "--models", f"{models / 'a'},{models / 'b'}", "--export", str(recipe)]
+    given += ["--base", str(models / "base"), "--set", f"model.base={models / 'a'}"]
+    code, _, err = call(capsys, *given, "--out", str(tmp_path / "out"))
     assert code == 4
-    assert "merge again with --base" in err
+    assert "another base model than a" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_without_a_chat_template_are_refused_before_the_merge(models, tmp_path, capsys):
+    places = []
+    for name in ("base", "a", "b"):
+        places.append(Path(shutil.copytree(models / name, tmp_path / name)))
+        (places[-1] / "chat_template.jinja").unlink()
+    recipe = recipe_of(tmp_path, models)
+    for flag in ("--evaluate", "--export"):
+        given = ["merge", "--models", f"{places[1]},{places[2]}", "--base", str(places[0])]
+        code, _, err = call(capsys, *given, flag, str(recipe), "--out", str(tmp_path / "out"))
+        assert code == 4
+        assert "have a chat template" in err
+        assert not (tmp_path / "out").exists()
+
+
+def test_test_rows_that_cannot_be_judged_stop_before_the_merge(models, tmp_path, capsys):
+    recipe = recipe_of(tmp_path, models)
+    words = ["merge", "--models", f"{models / 'a'},{models / 'b'}", "--evaluate", str(recipe)]
+    words += ["--set", "evaluate.task={kind: sql_execution}"]
+    code, _, err = call(capsys, *words, "--out", str(tmp_path / "out"))
+    assert code != 0
+    assert "no database to execute queries on" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_without_its_data_stops_before_the_merge(models, tmp_path, capsys):

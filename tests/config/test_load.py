@@ -194,7 +194,7 @@ def test_a_key_that_nothing_read_is_refused_with_its_origin(tmp_path):
 def test_defaults_and_other_sections_are_never_unread():
     recipe = load_recipe([], ["evaluate.max_rows=3"])
     refuse_unread(recipe, "train")
-    with pytest.raises(ConfigError, match=r"evaluate\.max_rows"):
+    with pytest.raises(ConfigError, match=r"  evaluate\.max_rows \(--set\)"):
         refuse_unread(recipe, "evaluate")
 
 

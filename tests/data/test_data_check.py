@@ -284,6 +284,69 @@ def test_an_answer_that_was_meant_to_be_sql_is_an_error_in_mixed_rows_too(n_othe
         assert [(f.where, f.severity) for f in found] == [("rows.jsonl:1", "error")], answer
 
 
+def text(said, line=1, **meta):
+    value = {"text": said, "meta": meta}
+    return Row(f"rows.jsonl:{line}", "text", json.dumps(value), value)
+
+
+@pytest.mark.parametrize("n_others", [0, 3, 8])
+def test_a_text_that_was_meant_to_be_sql_is_an_error_in_mixed_rows_too(n_others):
+    others = [text(f"It is the {n}th.", n + 2) for n in range(n_others)]
+    for said in BROKEN_SQL:
+        found = [f for f in check_rows([text(said), *others], CheckOptions()) if f.check == "sql"]
+        assert [(f.where, f.field) for f in found] == [("rows.jsonl:1", "text")], said
+    for said in NO_SQL:
+        rows = [text(said), *others]
+        assert not [f for f in check_rows(rows, CheckOptions()) if f.check.startswith("sql")], said
+
+
+def test_a_text_about_other_things_that_shows_broken_sql_is_no_sql():
+    shown = "What not to write:\n```\nSELECT * FORM t\n```\nIt is misspelt."
+    rows = [text(shown), *(text(f"It is the {n}th.", n + 2) for n in range(8))]
+    assert not [f for f in check_rows(rows, CheckOptions()) if f.check.startswith("sql")]
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"text": "It is so{}"}, "text"),
+        ({"question": "Who?", "sql": "select a from t{}"}, "sql"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b{}"},
+                ]
+            },
+            "messages",
+        ),
+        ({"prompt": "Who?", "chosen": "It is so{}", "rejected": "no"}, "chosen"),
+    ],
+)
+def test_a_finding_of_all_rows_about_an_answer_names_the_field_of_the_file(tmp_path, row, name):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row).replace("{}", end) + "\n" for end in ("", "", " ")))
+    found = []
+    check_places(path, each=found.append)
+    assert [(f.where, f.field) for f in found if f.check == "white-space"] == [(f"{path}:3", name)]
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "shown"),
+    [("null", "not a string but null", ""), ("5", "not a string but a number", "'5'")],
+)
+def test_a_value_of_another_type_is_named_in_the_words_of_json_and_shown_once(
+    tmp_path, value, said, shown
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "It is so."}}\n{{"text": {value}}}\n')
+    found = []
+    check_places(path, each=found.append)
+    assert [(f.field, f.what, f.value) for f in found if f.check == "schema"] == [
+        ("text", said, shown)
+    ]
+
+
 @pytest.mark.parametrize("n_others", [0, 3, 8])
 def test_an_instruction_is_no_sql(n_others):
     for answer in NO_SQL:

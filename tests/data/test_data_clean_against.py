@@ -8,6 +8,7 @@ from tunesmith.config import CleanConfig
 from tunesmith.data.clean import clean_files
 from tunesmith.data.clean.contamination import Benchmark
 from tunesmith.data.rows import Row
+from tunesmith.errors import ConfigError
 
 PASSAGE = (
     "The lighthouse keeper wrote down the height of every wave that struck the northern wall "
@@ -126,3 +127,9 @@ def test_a_build_keeps_the_test_rows_that_it_holds_training_rows_against(lines, 
 
     assert len(rows_of(result, "test")) == 4
     assert result.rows["train"] + result.rows["validation"] == 8
+
+
+def test_a_file_is_not_held_against_itself(lines, tmp_path):
+    path = lines("rows.jsonl", [{"prompt": "Which river is it?", "completion": "Yellowstone"}])
+    with pytest.raises(ConfigError, match=r"rows\.jsonl is to be cleaned"):
+        clean_files([path], CleanConfig(against=(str(tmp_path),)), out=None)

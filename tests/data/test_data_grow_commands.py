@@ -50,6 +50,7 @@ def test_counts_of_rows_new_ones_and_side_lines_add_up(lines, tmp_path, capsys):
         (["augment", "FILE", "--rule", "noise", "--json"], "both go to stdout"),
         (["augment", "FILE", "--rule", "noise", "--field", "x"], "is not USE=NAME"),
         (["augment", "FILE", "--rule", "noise", "--times", "0"], "at least 1"),
+        (["augment", "FILE", "FILE", "--rule", "noise"], "means a file twice"),
         (["synthesize", "instruct", "FILE", "--out", "o.jsonl"], "say who answers"),
         (
             ["synthesize", "instruct", "FILE", "--out", "o.jsonl", "--endpoint", "http://h/v1"],

@@ -414,6 +414,14 @@ def test_nobody_there_is_our_error(tmp_path):
         run("http://127.0.0.1:9/v1", tmp_path)
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_limit_that_ends_the_tries_of_a_request_says_why_they_failed(tmp_path, concurrency):
+    budget = Budget(max_requests=2)
+    result = run("http://127.0.0.1:9/v1", tmp_path, concurrency=concurrency, budget=budget)
+    assert result.ended.startswith("the limit of 2 requests (--max-requests); the last try failed:")
+    assert "Connection refused" in result.ended
+
+
 # -- journal, budget, resume --------------------------------------------------------------------
 
 
@@ -514,6 +522,8 @@ def test_the_time_limit_ends_the_run():
 def test_limits_that_are_not_positive_are_refused_together():
     with pytest.raises(ConfigError, match=r"(?s)max-requests is 0.*max-seconds is -1"):
         Budget(max_requests=0, max_seconds=-1)
+    with pytest.raises(ConfigError, match="max-seconds is nan"):
+        Budget(max_seconds=float("nan"))
 
 
 COMMAND = "from tunesmith.cli.main import main; import sys; main(sys.argv[1:])"

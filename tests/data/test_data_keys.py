@@ -10,7 +10,7 @@ import pytest
 
 from tunesmith import data
 from tunesmith.config import CleanConfig, recipe_from
-from tunesmith.data.clean import plan_clean
+from tunesmith.data.clean import clean_files, plan_clean
 from tunesmith.data.read import survey
 from tunesmith.data.samples import load_sample
 from tunesmith.errors import ConfigError, DataError
@@ -35,6 +35,43 @@ def test_settings_of_rules_that_are_off_are_refused(seal, lines):
     with pytest.raises(ConfigError) as caught:
         seal(files(lines("rows.jsonl", questions(20)), clean=HOW))
     assert all(f"data.clean.{name} " in caught.value.what for name in HOW)
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"check": {"domain": "sql", "json_schema": "none.json"}}, "data.check.json_schema"),
+        ({"check": {"domain": "json", "sql_dialect": "postgres"}}, "data.check.sql_dialect"),
+        (
+            {"clean": {"pii": {"action": "mask", "kinds": ["email"], "regions": ["DE"]}}},
+            "data.clean.pii.regions",
+        ),
+    ],
+)
+def test_settings_that_another_one_leaves_without_use_are_refused(seal, lines, more, key):
+    with pytest.raises(ConfigError, match="no effect") as caught:
+        seal(files(lines("rows.jsonl", questions(20)), **more))
+    assert f"{key} " in caught.value.what
+
+
+def test_a_rule_on_a_field_that_no_row_has_is_refused(seal, lines, tmp_path):
+    rows = [{**row, "source": "shop"} for row in questions(20)]
+    path = lines("rows.jsonl", rows)
+    said = "data.clean.drop_where.sourc: no row has a field 'sourc'"
+    with pytest.raises(DataError) as caught:
+        seal(files(path, clean={"drop_where": {"sourc": "forum"}}))
+    assert said in caught.value.what
+    with pytest.raises(DataError) as caught:
+        clean_files([path], CleanConfig(drop_where={"sourc": "forum", "source": "forum"}), out=None)
+    assert said in caught.value.what
+    assert "drop_where.source:" not in caught.value.what
+
+
+def test_limits_that_cross_are_mended_by_other_limits():
+    crossed = CleanConfig(min_answer_characters=9, max_answer_characters=3)
+    with pytest.raises(ConfigError) as caught:
+        plan_clean(crossed)
+    assert caught.value.fix == "lower the least, or raise the most"
 
 
 def test_settings_of_rules_that_are_on_reach_the_plan(tmp_path):

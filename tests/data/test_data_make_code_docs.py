@@ -110,7 +110,9 @@ def test_functions_are_asked_for_without_their_docstring_and_else_unchanged(tree
 
 
 def test_each_row_says_where_it_comes_from_and_under_what_licence(tree):
-    for row in make_code_docs(tree).rows:
+    rows = make_code_docs(tree).rows
+    assert rows
+    for row in rows:
         assert row["meta"]["source"] == "project"
         assert row["meta"]["where"].startswith("pkg/shapes.py:")
         assert row["meta"]["licence"] == "Apache-2.0"

@@ -143,7 +143,9 @@ def test_equal_seeds_give_equal_rows_and_others_do_not(shop):
 
 
 def test_each_row_says_where_it_comes_from(shop):
-    for row in make_sql(shop, SqlOptions(n_rows=100)).rows:
+    rows = make_sql(shop, SqlOptions(n_rows=100)).rows
+    assert rows
+    for row in rows:
         meta = row["meta"]
         assert meta["source"] == "shop.sqlite"
         assert meta["where"].startswith("shop.sqlite#")

@@ -34,6 +34,17 @@ def counts_of(result, rows_of):
     return Counter(row["meta"]["source"] for row in rows_of(result, "train"))
 
 
+def test_a_limit_of_repeats_is_refused_where_nothing_is_repeated(seal, mix):
+    with pytest.raises(ConfigError, match=r"data\.source\.max_repeats"):
+        seal(mix({"sql": 9, "chat": 9}, max_repeats=2))
+
+
+@pytest.mark.parametrize("weight", [0, 1e308, float("nan")])
+def test_a_weight_that_is_out_of_bounds_is_refused(seal, mix, weight):
+    with pytest.raises(ConfigError, match=r"data\.source\.weights\.sql"):
+        seal(mix({"sql": 9, "chat": 9}, weights={"sql": weight, "chat": 1e6}))
+
+
 def test_parts_have_the_shares_of_their_weights_and_every_row_is_accounted_for(seal, mix, rows_of):
     result = seal(mix({"sql": 100, "chat": 100}, weights={"sql": 3}))
     n_sql = result.report["mix"]["sql"]["rows"]

@@ -292,7 +292,7 @@ def test_a_content_of_one_text_part_is_that_text():
         ({"instruction": "q", "output": "a", "history": "x"}, "history: not a list of questions"),
         ({"instruction": "q", "output": "a", "history": [["x"]]}, "history[0]: not a list of a"),
         ({"instruction": "q", "output": "a", "history": [["x", ""]]}, "history[0][1]: empty"),
-        ({"instruction": "q", "output": "a", "input": 7}, "input: not a string but int"),
+        ({"instruction": "q", "output": "a", "input": 7}, "input: not a string but a number"),
         (
             {"prompt": [Q], "completion": [{"role": "user", "content": "x"}]},
             "completion[0].role: 'user' after 'user'",

@@ -146,9 +146,9 @@ GOOD = chat(("user", "q"), ("assistant", "a"))
         (chat(("user", ""), ("assistant", "a")), "messages[0].content: empty"),
         (
             chat(("user", "q"), ("assistant", None)),
-            "messages[1].content: not a string but NoneType",
+            "messages[1].content: not a string but null",
         ),
-        (chat(("user", ["q"]), ("assistant", "a")), "messages[0].content: not a string but list"),
+        (chat(("user", ["q"]), ("assistant", "a")), "messages[0].content: not a string but a list"),
         (
             chat(("user", "q"), ("assistant", "a\0")),
             "messages[1].content: a NUL character at character 2",
@@ -186,7 +186,7 @@ def test_a_wrong_chat_row_is_named_with_line_and_field(lines, row, expected):
         ({"prompt": "q"}, "the field 'completion' is missing"),
         ({"completion": "a"}, "the field 'prompt' is missing"),
         ({"prompt": "q", "completion": ""}, "completion: empty"),
-        ({"prompt": 7, "completion": "a"}, "prompt: not a string but int '7'"),
+        ({"prompt": 7, "completion": "a"}, "prompt: not a string but a number '7'"),
     ],
 )
 def test_a_wrong_completion_row_is_named_with_line_and_field(lines, row, expected):
@@ -275,7 +275,7 @@ ASKED = [("user", "q")]
             "rejected[0].role: 'user' after 'user'",
         ),
         ({**pair(ASKED, "a", "b"), "chosen": []}, "chosen: not a list with at least one message"),
-        ({**pair(ASKED, "a", "b"), "prompt": 7}, "prompt: not a string but int '7'"),
+        ({**pair(ASKED, "a", "b"), "prompt": 7}, "prompt: not a string but a number '7'"),
         (
             {**pair(ASKED, "a", "b"), "chosen": [*pair(ASKED, "a", "b")["chosen"]] * 2},
             "chosen: 2 turns",

@@ -139,6 +139,27 @@ def test_a_slow_query_is_not_renamed_and_the_next_one_is(shop, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_after_some_slow_queries_no_more_are_run_to_rename_them_until_the_next_thousand_rows(
+    shop, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rename, "SECONDS", 0.1)
+    monkeypatch.setattr(rename, "BUDGET", 10)
+    monkeypatch.setattr(rename, "BUDGET_ROWS", 5)
+    prompt = "item(name price)\n\nHow many items cost {} euros?"
+    slow, quick = f"select {SLOW} from item", "select name from item where price={}"
+    queries = [slow, f"{slow} ", f"{slow}  ", quick.format(3), quick.format(4), quick.format(5)]
+    rows = [row(n, sql, prompt.format(n), database="shop") for n, sql in enumerate(queries, 1)]
+    options = AugmentOptions(
+        ("rename",), times=2, databases={"shop": shop}, databases_folder=tmp_path / "copies"
+    )
+    ended = "the query fails as it is: it ran longer than 0.1 s"
+    not_run = "not run: limits of time ended 2 queries of the rows before"
+    told = [{left.reason for left in one.left_out} for one in augment(rows, options)]
+    # The query of a row is run once for both of its new rows.
+    assert told == [{ended}, {ended}, {not_run}, {not_run}, {not_run}, set()]
+
+
+@pytest.mark.slow
 def test_a_slow_answer_of_a_model_is_not_kept_and_the_next_one_is(shop, monkeypatch):
     monkeypatch.setattr(verify, "SECONDS", 0.1)
     asked = row(1, "")

@@ -233,6 +233,7 @@ def make(embedded_tokenizer, short_tokenizer):
     `short` is `tiny` with the short tokenizer: for what is never written as GGUF.
     """
     return SimpleNamespace(
+        save=save_tiny,
         tiny=partial(save_tiny, embedded_tokenizer),
         short=partial(save_tiny, short_tokenizer),
         adapted=adapted,

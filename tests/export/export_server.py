@@ -5,18 +5,29 @@ A line of JSON in ({"place", "failpoint", "settings"}), a line of JSON out ({"co
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
+IMPORTED = (
+    "peft",
+    "torch",
+    "transformers.generation",
+    "transformers.models.llama.modeling_llama",
+    "conversion.llama",
+    "tunesmith.export.stage",
+    "tunesmith.engine.backends.llama_cpp",
+)
+
 
 def main() -> None:
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()  # To look through all that is imported takes an export a second.
     for line in sys.stdin:
         asked = json.loads(line)
         log = Path(asked["place"] + ".log")

@@ -71,7 +71,12 @@ def test_metrics_come_with_interval_and_n(plan, tmp_path):
     assert "Gain: +60.0 points, 95 % interval +54.3 to +65.7" in text
     assert "exact McNemar p = 1.5e-48. Verdict: better." in text
     assert "- 3 answers were cut off" in text
-    assert "| 98.77 % | 97 % | at least 0.00123 | 2.1 (+5.00 %) |  | 75.0 % |" in text
+    assert (
+        "| 98.77 % | 97 % | at least 0.00123 | 2.1 (+5.00 %) | 0.25 (log-prob.) | 75.0 % |" in text
+    )
+    assert (
+        "largest difference of a log-probability, in nats, among its 64 most likely tokens" in text
+    )
     assert "Not evaluated" not in text
 
 
@@ -171,15 +176,27 @@ def test_a_quantised_training_base_is_said_with_the_loss_on_the_original(plan):
     assert "Validation loss there: 1.25 nats." in text
 
 
-@pytest.mark.parametrize("licence", ["CC-BY-4.0", None])
+@pytest.mark.parametrize("licence", ["CC-BY-NC-4.0", None])
 def test_the_chain_of_licences_names_base_and_data(plan, tmp_path, licence):
     with Run.open(tmp_path / "data", "data", inputs={}) as at:
         at.write_json("report.json", {"card": {"license": licence}})
         dataset = at.finish({"rows": {"train": 4}})
     text = card(dataclasses.replace(plan, dataset=dataset), {"gguf-q8_0": PARITY})
-    stated = "Training data: `CC-BY-4.0`, as its sealed dataset says." in text
+    stated = "Training data: `CC-BY-NC-4.0`, as its sealed dataset says." in text
     assert stated == (licence is not None)
     assert ("not stated in its dataset" in text) == (licence is None)
+    head = YAML(typ="safe", pure=True).load(text.split("\n---\n", 1)[0].removeprefix("---\n"))
+    told = (head["license"], head.get("license_name"))
+    chained = ("other", "base-unknown-data-cc-by-nc-4.0")
+    assert told == (("unknown", None) if licence is None else chained)
+
+
+def test_the_file_with_the_bases_licence_is_named(plan, tmp_path):
+    base = dataclasses.replace(plan.base, dir=tmp_path)
+    told = "The text of its licence is in its folder as `LICENSE.txt`, and not in this bundle"
+    assert told not in card(dataclasses.replace(plan, base=base), {"gguf-q8_0": PARITY})
+    (tmp_path / "LICENSE.txt").write_text("terms")
+    assert told in card(dataclasses.replace(plan, base=base), {"gguf-q8_0": PARITY})
 
 
 @pytest.mark.parametrize("joules", [1234.5, None])
@@ -189,7 +206,7 @@ def test_energy_is_told_as_it_was_measured_or_not(plan, joules):
     )
     text = card(dataclasses.replace(plan, trained=trained), {"gguf-q8_0": PARITY})
     assert ("(joules) | 1234.5 |" in text) == (joules is not None)
-    assert ("Energy was not measured" in text) == (joules is None)
+    assert ("\nEnergy was not measured.\n" in text) == (joules is None)
 
 
 def test_every_setting_in_the_card_has_a_name_that_says_whose_it_is(plan):
@@ -246,8 +263,55 @@ def test_the_card_of_a_merge_names_what_was_merged_and_claims_no_training(plan, 
     assert "other was trained on a base in nf4" in text
     assert "same next token at 97.5 % of 80 positions" in text
     assert "compared with the merged model in float32" in text
+    unknown = "Training data of the merged models: one or more whose licence is not known here"
+    assert unknown in text
     for claim in ("fine-tuned", "Energy was not measured", "Every training row", "/home"):
         assert claim not in text
+
+
+def ranking_of(folder, data):
+    """A sealed comparison of that merge with its parents."""
+    gain = {
+        "points": 4.0,
+        "interval_points": [-1.5, 9.5],
+        "method": "paired bootstrap, 100 resamples, seed 0",
+        "won": 7,
+        "lost": 3,
+        "p_value": 0.34375,
+        "verdict": "no clear difference",
+    }
+    score = {"correct": 60, "accuracy": 0.6, "interval": [0.502, 0.691]}
+    parents = [parent["path"] for parent in MERGE["parents"]]
+    models = [
+        {"name": "out", "is_parent": False, **score, "against_best": gain},
+        {"name": parents[0], "is_parent": True, **score, "against_best": None},
+        {"name": parents[1], "is_parent": True, **score, "against_best": gain},
+    ]
+    facts = {"task": "exact_match", "n": 100, "confidence": 0.95, "models": models}
+    warnings = [f"2 of 100 answers of {parents[1]} were cut off at 4 tokens"]
+    with Run.open(folder, "rank", inputs={}, parents=[data]) as at:
+        return at.finish(facts | {"best_parent": parents[0], "warnings": warnings})
+
+
+def test_the_card_of_a_merge_shows_it_beside_its_parents(plan, tmp_path):
+    with Run.open(tmp_path / "merged", "merge", inputs={}) as at:
+        merge = at.finish(MERGE)
+    ranking = ranking_of(tmp_path / "rank", plan.dataset.as_parent())
+    asked = dataclasses.replace(plan, trained=merge, report=ranking)
+    text = card(asked, {"gguf-q8_0": PARITY})
+    assert "Task exact\\_match on n = 100 held-out rows" in text
+    counted = "60 of 100 | 60.0 % | 50.2 to 69.1 %"
+    assert f"| this model | {counted} | +4.0 [-1.5, +9.5]: no clear difference | 0.344 |" in text
+    assert f"| train-0123456789ab | {counted} | best parent | |" in text
+    assert "The best parent is train-0123456789ab." in text
+    assert "- 2 of 100 answers of other were cut off at 4 tokens" in text
+    assert "Not evaluated" not in text
+    assert "another dataset" not in text
+    assert "/home" not in text
+    other = dataclasses.replace(plan.dataset.as_parent(), sha256="c" * 64)
+    asked = dataclasses.replace(asked, report=ranking_of(tmp_path / "other", other))
+    told = f"another dataset than the one that the forms were compared on (manifest SHA-256 `{'c' * 16}`)"
+    assert told in card(asked, {"gguf-q8_0": PARITY})
 
 
 FORMS = [form for form in PATHS if form != "adapter"]
@@ -260,3 +324,11 @@ def test_every_form_is_told_how_to_be_run(plan, form):
     assert PATHS[form] in usage
     for code in usage.split("```python\n")[1:]:
         compile(code.split("```", 1)[0], "card", "exec")
+
+
+def test_commands_of_programs_that_nothing_here_runs_are_said_to_be_so(plan):
+    forms = dict.fromkeys(("gguf-q8_0", "merged", "awq"), PARITY)
+    usage = card(plan, forms).split("## How to run", 1)[1]
+    told = "(not run by the export, nor by the tests of tunesmith)"
+    assert f"Ollama {told}:\n\n```sh\nollama create" in usage
+    assert usage.count(f"vLLM {told}:\n\n```sh\nvllm serve") == 2

@@ -382,3 +382,10 @@ def test_a_template_without_an_end_is_stopped():
 def test_values_are_looked_at_only_when_wanted(model):
     change(model, QUERY, with_nan)
     assert check_model(model, CheckOptions(values=False)).findings == ()
+
+
+def test_one_fact_about_a_file_is_told_once_with_the_remedy_of_what_the_file_is(model):
+    with (model / "config.json").open("a") as stream:
+        stream.write("x")
+    found = [one for one in check_model(model).findings if one.check == "json-syntax"]
+    assert [one.fix for one in found] == ["restore the model's own config.json"]

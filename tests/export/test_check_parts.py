@@ -84,6 +84,11 @@ FAULTS_OF_ADAPTERS = {
         "adapter-rank",
         WEIGHTS,
     ),
+    "a pattern that takes for ever": (
+        lambda f: edit(f, alpha_pattern={"([a-z0-9_.]+)+!": 4}),
+        "adapter-pattern",
+        CONFIG,
+    ),
     "no rank": (lambda f: edit(f, r=0), "adapter-config", CONFIG),
     "an alpha that is no number": (
         lambda f: edit(f, lora_alpha="much"),

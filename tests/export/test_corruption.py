@@ -1,7 +1,8 @@
-"""One tensor, one scale, one template character, the stop token, a rope setting, a swapped file: each is caught.
+"""One tensor, one scale, one template character, the stop token, a setting, a swapped file: each is caught.
 
-Before the seal by the certificate, under the shipped limits, on a tiny model that was tuned until it is sure of its
-answers. After it by the hashes when a file is opened, by the signature, and by `tunesmith check`.
+Before the seal by the certificate, on a tiny model that was tuned until it is sure of its answers: tensors and scales
+under the shipped limits, all else to the last digit. After it by the hashes when a file is opened, by the signature,
+and by `tunesmith check`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import struct
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,7 @@ import pytest
 
 pytest.importorskip("xllamacpp")
 pytest.importorskip("conversion")
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,7 +32,10 @@ from tunesmith.export.certify import Expected, measure
 from tunesmith.export.check import CheckOptions, check_model
 from tunesmith.export.forms import KINDS, PATHS, Sources
 from tunesmith.export.parity import refuse_below
+from tunesmith.export.quantise.forms import float32_gguf
 from tunesmith.export.reference import given_rows, record_reference
+from tunesmith.export.settings import check_settings
+from tunesmith.export.weights import merge, save_merged
 from tunesmith.models.adapters import load_trained
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.files.gguf import look_at_gguf
@@ -45,14 +52,16 @@ PAIRS = {
     "Who borders Texas?": "select border from border_info where state = 'texas'",
     "Which lakes are there?": "select distinct lake_name from lake",
 }
-WANTED = ("adapter", "merged", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-lora", "onnx")
-WANTED += ("torchao-int8", "bnb-nf4", "gptq")
 FORMS = [
-    form for form in WANTED if all(importlib.util.find_spec(name) for name in KINDS[form].needs)
+    form for form in KINDS if all(importlib.util.find_spec(name) for name in KINDS[form].needs)
 ]
 GGUFS = [form for form in FORMS if KINDS[form].template == "gguf"]
 FOLDERS = [form for form in FORMS if KINDS[form].template == "folder"]
-TENSORS = [form for form in FORMS if form != "onnx"]
+TENSORS = [form for form in FORMS if form not in ("onnx", "pruned")]
+ASKED = 3
+"""Prompts of the certificate."""
+PRUNED = {"pruned": {"greedy_agreement": 0.0, "mean_kl": 99.0, "perplexity_ratio": 1e9}}
+"""Without one of its two layers the model is another: no figure of that form says anything here."""
 
 
 # -- a model that is sure of its answers ---------------------------------------------------------------
@@ -133,7 +142,9 @@ def room(tmp_path_factory, make, short_tokenizer):
     model = tuned_adapter(base, renderer)
     trained = make.run(folder / "train", base, dataset, model, renderer.fingerprint)
     bench = make.Workbench(folder, base, renderer, dataset, trained)
-    done = bench.export(folder / "export", forms=FORMS, parity_prompts=6, parity_tokens=24)
+    done = bench.export(
+        folder / "export", forms=FORMS, parity_prompts=ASKED, parity_tokens=24, limits=PRUNED
+    )
     signatures.new_key(folder / "key.pem")
     signatures.sign(done.artifact.dir, folder / "key.pem")
     return SimpleNamespace(
@@ -150,21 +161,23 @@ def room(tmp_path_factory, make, short_tokenizer):
 def expectation(folder, bench):
     (folder / "shared").mkdir()
     model = load_trained(bench.trained, bench.base, torch.float32)
-    rows = rows_of(bench.renderer)
+    rows = rows_of(bench.renderer)[:ASKED]
     given = given_rows(bench.renderer, rows, 24)
     prompts = [bench.renderer.prompt_ids(row[:-1]) for row in rows]
     with Run.open(folder / "reference", "export", inputs={}) as at:
         reference = record_reference(model, bench.renderer, prompts, given, 24, at, lambda: None)
+    save_merged(merge(model), bench.renderer, folder / "float32")
     sources = Sources(
-        merged=folder / "nowhere",
+        merged=folder / "float32",
         base=bench.base,
         trained=bench.trained,
         renderer=bench.renderer,
-        name="tiny",
+        name=f"{bench.base.name} tiny",
         scratch=folder / "shared",
         calibration=(),
         config=bench.recipe().export,
     )
+    float32_gguf(sources)
     return Expected(sources, reference)
 
 
@@ -189,10 +202,18 @@ def prove(form, folder, room):
     refuse_below({form: found}, {})
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["merged", "gguf-q8_0"])
 def test_an_undamaged_copy_passes(room, taken, form):
     folder, _ = taken(form)
     prove(form, folder, room)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_export_wrote_has_the_settings_that_it_was_made_from(room, form):
+    """The export itself proved the figures of all of them."""
+    found = check_settings(form, room.bundle.dir / PATHS[form], room.expected.sources)
+    assert found == room.parity[form].settings
+    assert not found.startswith("not compared")
 
 
 # -- damages -----------------------------------------------------------------------------------------------
@@ -273,18 +294,35 @@ def stop(place):
 
 
 def rope(place):
+    """Ten times less, of which four bits show nothing in a real model."""
     if place.suffix == ".gguf":
         number_in_gguf(place, "llama.rope.freq_base", lambda base: base / 10)
-        return
+    else:
+        change_json(place / "config.json", lambda c: with_theta(c, theta_of(c) / 10))
 
-    def changed(config):
-        if "rope_parameters" in config:
-            config["rope_parameters"]["rope_theta"] /= 10
-        else:
-            config["rope_theta"] /= 10
-        return config
 
-    change_json(place / "config.json", changed)
+def theta_of(config):
+    return config.get("rope_parameters", config)["rope_theta"]
+
+
+def with_theta(config, theta):
+    config.get("rope_parameters", config)["rope_theta"] = theta
+    return config
+
+
+def small_settings(place):
+    """Rotary base and epsilon in their last digits, heads that share keys otherwise."""
+    if place.suffix == ".gguf":
+        number_in_gguf(place, "llama.rope.freq_base", lambda base: base * 1.001)
+        number_in_gguf(place, "llama.attention.layer_norm_rms_epsilon", lambda eps: eps * 1.001)
+        number_in_gguf(place, "llama.attention.head_count_kv", lambda heads: 2 * heads)
+        return ("llama.rope.freq_base", "norm_rms_epsilon", "head_count_kv")
+    change_json(place / "config.json", lambda c: with_theta(c, theta_of(c) * 1.001))
+    change_json(
+        place / "config.json",
+        lambda c: c | {"rms_norm_eps": 1.1e-6, "num_key_value_heads": 4},
+    )
+    return ("rope_theta", "rms_norm_eps", "num_key_value_heads")
 
 
 def number_in_gguf(path, key, change):
@@ -308,19 +346,42 @@ def change_json(path, change):
 def test_a_wrong_tensor_or_scale_is_beyond_the_limits(room, taken, form, damage):
     folder, place = taken(form)
     damage(place)
-    with pytest.raises(ParityError, match=f"{form}: .* the limit|not finite"):
+    # The strength of an adapter stands in its config, the rest is in the figures.
+    with pytest.raises(ParityError, match=f"{form}: .* the limit|not finite|alpha .* for 16"):
         prove(form, folder, room)
 
 
-def test_a_wrong_tensor_of_an_onnx_graph_is_beyond_the_limits(room, taken):
+def swap_matrices(graph):
+    large = [one for one in graph.initializer if one.dims[:] == [256, 256]]
+    large[0].raw_data, large[-1].raw_data = large[-1].raw_data, large[0].raw_data
+
+
+def one_scale(graph):
+    norm = next(one for one in graph.initializer if one.dims[:] == [256])
+    values = np.frombuffer(norm.raw_data, np.float32).copy()
+    values[0] *= 65_536
+    norm.raw_data = values.tobytes()
+
+
+def other_rope(graph):
+    """The graph holds the angles themselves."""
+    caches = {one.name: one for one in graph.initializer if one.name.endswith("_cache")}
+    for name, function in (("cos_cache", np.cos), ("sin_cache", np.sin)):
+        positions, half = caches[name].dims
+        slower = 1_000.0 ** -(np.arange(half) / half)
+        angles = function(np.outer(np.arange(positions), slower))
+        caches[name].raw_data = angles.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("damage", [swap_matrices, one_scale, other_rope])
+def test_a_damaged_onnx_graph_is_beyond_the_limits(room, taken, damage):
     onnx = pytest.importorskip("onnx")
     folder, place = taken("onnx")
     path = place / "onnx/model.onnx"
     model = onnx.load(path)
-    large = [one for one in model.graph.initializer if one.dims[:] == [256, 256]]
-    large[0].raw_data, large[-1].raw_data = large[-1].raw_data, large[0].raw_data
+    damage(model.graph)
     onnx.save(model, path)
-    with pytest.raises(ParityError, match=r"onnx: .* the limit"):
+    with pytest.raises(ParityError, match=r"onnx: .* the limit|not finite"):
         prove("onnx", folder, room)
 
 
@@ -340,15 +401,99 @@ def test_another_stop_token_is_seen(room, taken, form):
         prove(form, folder, room)
 
 
-@pytest.mark.parametrize("form", [*GGUFS, *(f for f in FOLDERS if f != "onnx")])
-def test_another_rope_setting_is_beyond_the_limits(room, taken, form):
+@pytest.mark.parametrize("form", [*GGUFS, *FOLDERS])
+def test_another_setting_is_seen_to_its_last_digit(room, taken, form):
     folder, place = taken(form)
     rope(place)
-    with pytest.raises(ParityError, match=f"{form}: .* the limit"):
+    with pytest.raises(ParityError, match=r"in 1 keys: .*rope.* \(1000\.0 for 10000\.0\)"):
         prove(form, folder, room)
+    keys = small_settings(place)
+    with pytest.raises(ParityError, match="in 3 keys: ") as caught:
+        prove(form, folder, room)
+    assert all(key in str(caught.value) for key in keys)
 
 
-@pytest.mark.parametrize(("form", "other"), [(a, b) for a in GGUFS for b in GGUFS if a != b])
+def swapped_added(path):
+    first, second = counted("<|im_start|>"), counted("<|im_end|>")
+    return replaced(path, first + second, second + first)
+
+
+def first_marked_normal(path):
+    content = path.read_bytes()
+    at = content.index(counted("tokenizer.ggml.token_type"))
+    at += len(counted("tokenizer.ggml.token_type")) + 16
+    assert content[at : at + 4] == struct.pack("<i", 3)
+    overwrite(path, at, struct.pack("<i", 1))
+
+
+def swapped_merges(path):
+    first, second = (counted(text) for text in look_at_gguf(path).get("tokenizer.ggml.merges")[:2])
+    return replaced(path, first + second, second + first)
+
+
+def counted(text):
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def replaced(path, old, new):
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    overwrite(path, content.index(old), new)
+
+
+def other_begin(path):
+    number_in_gguf(path, "tokenizer.ggml.bos_token_id", lambda token: token + 4)
+
+
+TOKENIZERS = {
+    "added tokens swapped": (swapped_added, "the vocabulary of .* 2 differ"),
+    "another splitting rule": (
+        lambda path: replaced(path, counted("gpt-2"), counted("bloom")),
+        "splits text as 'bloom' before the merges",
+    ),
+    "merges swapped": (swapped_merges, r"tokenizer\.ggml\.merges \(2 of \d+ entries\)"),
+    "a special token marked normal": (
+        first_marked_normal,
+        r"tokenizer\.ggml\.token_type \(1 of \d+ entries\)",
+    ),
+    "another begin of text": (other_begin, r"tokenizer\.ggml\.bos_token_id"),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_a_wrong_tokenizer_in_a_gguf_file_is_seen(room, taken, damage, told):
+    """No figure sees it: llama.cpp is asked by token ids."""
+    folder, place = taken("gguf-q4_k_m")
+    damage(place)
+    with pytest.raises(ParityError, match=told):
+        prove("gguf-q4_k_m", folder, room)
+
+
+@pytest.mark.parametrize("kind", ["added tokens swapped", "another splitting rule"])
+def test_the_converter_is_not_trusted_with_added_tokens_and_the_splitting_rule(
+    room, taken, tmp_path, kind
+):
+    """The float32 file may be as wrong as what was made from it."""
+    damage, told = TOKENIZERS[kind]
+    folder, place = taken("gguf-f16")
+    damage(place)
+    sources = replace(room.expected.sources, scratch=tmp_path)
+    with pytest.raises(ParityError, match=told):
+        measure("gguf-f16", folder, Expected(sources, None), KINDS["gguf-f16"].limits)
+
+
+def test_the_tokenizer_of_a_folder_is_the_merged_ones(room, taken):
+    folder, place = taken("merged")
+    path = place / "tokenizer.json"
+    words = json.loads(path.read_text())
+    merges = words["model"]["merges"]
+    merges[0], merges[1] = merges[1], merges[0]
+    path.write_text(json.dumps(words))
+    with pytest.raises(ParityError, match=re.escape("merged/tokenizer.json is not the merged")):
+        prove("merged", folder, room)
+
+
+@pytest.mark.parametrize(("form", "other"), list(zip(GGUFS, GGUFS[1:] + GGUFS[:1], strict=True)))
 def test_a_gguf_file_under_another_ones_name_is_seen(room, taken, form, other):
     folder, place = taken(form)
     shutil.copyfile(room.bundle.dir / PATHS[other], place)

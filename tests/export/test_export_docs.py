@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tunesmith.config import DEFAULT_FORMS, FORMS
+from tunesmith.export.arithmetic import COMPUTED_IN
 from tunesmith.export.forms import KINDS, PATHS, SERVED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ def test_the_guide_names_every_form_with_its_place_and_its_limits():
     for form, cells in rows.items():
         assert cells[1].strip("`/") == PATHS[form], form
         assert cells[3] == limits(form), form
+        assert cells[5] == COMPUTED_IN[form], form
 
 
 def test_the_guide_names_the_default_forms_and_the_order_for_ollama():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -15,15 +16,18 @@ from tunesmith.errors import (
     ArtifactError,
     ConfigError,
     DataError,
+    EnvironmentProblem,
     InterruptedRun,
     ModelError,
     StorageError,
 )
 from tunesmith.export.convert import check_convertible
-from tunesmith.export.forms import FormKind
+from tunesmith.export.forms import KINDS, FormKind
+from tunesmith.export.packages import check_packages
 from tunesmith.export.plan import check_space, plan_export
 from tunesmith.models.adapters import put_adapter
-from tunesmith.models.load import load_model
+from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.store import MANIFEST, Artifact
 
 slow = pytest.mark.slow
@@ -62,6 +66,9 @@ def test_what_an_interrupted_export_has_is_not_asked_for_again(bench, tmp_path, 
 @pytest.mark.parametrize("form", ["merged", "awq", "bnb-nf4", "onnx", "pruned", "torchao-int4"])
 def test_room_for_a_folder_is_at_least_the_bases_own_size(bench, tmp_path, monkeypatch, form):
     monkeypatch.setattr(FormKind, "writer", lambda _kind: None)
+    monkeypatch.setattr(
+        FormKind, "missing", lambda _kind: {}
+    )  # Some are in no environment of tests.
     plan, asked = needed(bench, tmp_path, monkeypatch, [form])
     _, nothing = needed(bench, tmp_path, monkeypatch, ["adapter"])
     assert asked - nothing > 4 * plan.parameters + plan.stored_bytes
@@ -113,8 +120,9 @@ def test_all_weights_trained_export_without_an_adapter_and_refuse_one(make, benc
         tmp_path / "train", bench.base, bench.dataset, model, bench.renderer.fingerprint
     )
     full = make.Workbench(tmp_path, bench.base, bench.renderer, bench.dataset, trained)
-    with pytest.raises(ConfigError, match=r"holds `adapter`, but .* holds no adapter"):
+    with pytest.raises(ConfigError, match=r"holds `adapter`, but .* holds no adapter") as caught:
         full.export(tmp_path / "refused", forms=["adapter", "merged"])
+    assert caught.value.fix == "--set 'export.forms=[merged]'"
     done = full.export(tmp_path / "out", forms=["merged"])
     assert done.parity["merged"].greedy_agreement == 1.0
     assert "Modelfile" not in done.artifact.files
@@ -218,3 +226,40 @@ def test_leaving_out_all_layers_is_refused_before_anything_is_written(bench, tmp
     with pytest.raises(ModelError, match="prune_layers is 2, and the model has 2 layers"):
         bench.export(tmp_path / "out", forms=["pruned"], prune_layers=2)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"run.json", ".lock"}
+
+
+@slow
+def test_of_several_templates_the_one_that_was_trained_with_is_exported(
+    make, short_tokenizer, tmp_path
+):
+    several = copy.copy(short_tokenizer)
+    several.chat_template = {"default": short_tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    base = make.save(several, tmp_path / "base")
+    assert (base.dir / "additional_chat_templates").is_dir()
+    renderer, dataset = ChatRenderer(several), make.dataset(tmp_path / "data")
+    trained = make.run(tmp_path / "train", base, dataset, make.adapted(base), renderer.fingerprint)
+    bench = make.Workbench(tmp_path, base, renderer, dataset, trained)
+    done = bench.export(tmp_path / "out", forms=["adapter", "merged"]).artifact
+    assert not [name for name in done.files if "additional" in name]
+    for folder in ("tokenizer", "merged"):
+        assert load_tokenizer(done.dir / folder).chat_template == short_tokenizer.chat_template
+    assert "further chat templates (tool" in done.path("README.md").read_text()
+
+
+def test_all_forms_whose_packages_are_missing_are_named_with_one_command(monkeypatch):
+    kinds = {
+        form: FormKind(form, "x:y", KINDS["merged"].limits, 1.0, "folder", needs=needs, extra=extra)
+        for form, needs, extra in (
+            ("onnx", ("no_such_one", "json"), "onnx"),
+            ("awq", ("no_such_two",), "export"),
+            ("merged", ("json",), "export"),
+        )
+    }
+    monkeypatch.setattr("tunesmith.export.packages.KINDS", kinds)
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_packages(kinds)
+    assert "onnx needs no_such_one\n" in caught.value.what
+    assert "awq needs no_such_two" in caught.value.what
+    assert "merged" not in caught.value.what
+    assert caught.value.fix.startswith("pip install 'tunesmith[export,onnx]'")
+    check_packages(["merged"])

@@ -10,7 +10,9 @@ import json
 import shutil
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,10 +23,11 @@ import gguf_families as tiny
 import torch
 
 from tunesmith.engine.backends.llama_process import LlamaProcess, LlamaSettings
-from tunesmith.errors import ConfigError, ModelError, TunesmithError
+from tunesmith.errors import ConfigError, ModelError, ParityError, TunesmithError
 from tunesmith.export.convert import check_convertible, to_gguf
 from tunesmith.export.gguf_tokenizer import rule_of
-from tunesmith.export.metadata import read_metadata
+from tunesmith.export.metadata import read_facts, read_metadata
+from tunesmith.export.settings import check_vocabulary
 from tunesmith.models.load import load_model, load_tokenizer
 
 CASES = {
@@ -246,6 +249,23 @@ def test_text_becomes_the_same_tokens(tmp_path, case, rule):
     tokenizer = load_tokenizer(base)
     wanted = [tokenizer.encode(text, add_special_tokens=False) for text in tiny.PROBES]
     assert tokens_in_llama_cpp(tmp_path / "model.gguf") == wanted
+    check_texts(tmp_path / "model.gguf", tokenizer)
+
+
+def check_texts(gguf: Path, tokenizer) -> None:
+    """The certificate finds the file's vocabulary right, and any two tokens of it swapped."""
+    facts, renderer = read_facts(gguf), SimpleNamespace(tokenizer=tokenizer)
+    check_vocabulary(facts, gguf, renderer)
+    added = sorted(tokenizer.get_added_vocab().values())
+    plain = [number for number in range(300, 320) if number not in added]
+    for first, second in (added[-2:], plain[:2]):
+        tokens = list(facts.tokens)
+        tokens[first], tokens[second] = tokens[second], tokens[first]
+        with pytest.raises(ParityError, match=r"vocabulary .* 2 differ"):
+            check_vocabulary(replace(facts, tokens=tuple(tokens)), gguf, renderer)
+    if facts.model == "gpt2":
+        with pytest.raises(ParityError, match="splits text as 'falcon'"):
+            check_vocabulary(replace(facts, pre="falcon"), gguf, renderer)
 
 
 @pytest.mark.slow
@@ -257,6 +277,7 @@ def test_a_sentencepiece_file_that_is_there_is_used(tmp_path):
     wanted = [tokenizer.encode(text, add_special_tokens=False) for text in tiny.PROBES]
     assert tokens_in_llama_cpp(tmp_path / "model.gguf") == wanted
     assert gap_of(base, tmp_path / "model.gguf").largest < tiny.G3.tolerance
+    check_texts(tmp_path / "model.gguf", tokenizer)
 
 
 @pytest.mark.slow

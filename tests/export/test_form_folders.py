@@ -1,4 +1,4 @@
-"""The forms `onnx`, `bnb-*` and `torchao-*`: written, read again by their own packages, compared."""
+"""The forms `onnx` and `bnb-*`: written, read again by their own packages, compared."""
 
 from __future__ import annotations
 
@@ -193,29 +193,23 @@ def test_architecture_that_the_builder_does_not_know_is_refused(sources, make, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "form", "dtype", "most"),
-    [
-        (bnb, "bnb-int8", "I8", 0.05),
-        (bnb, "bnb-nf4", "U8", 1.0),
-        (torchao, "torchao-int8", "I8", 0.05),
-        (torchao, "torchao-int4", "I8", 1.0),
-    ],
+    ("form", "dtype", "most"), [("bnb-int8", "I8", 0.05), ("bnb-nf4", "U8", 1.0)]
 )
-def test_quantised_folder_is_read_again_and_near(module, form, dtype, most, sources, tmp_path):
-    pytest.importorskip({bnb: "bitsandbytes", torchao: "torchao"}[module])
+def test_quantised_folder_is_read_again_and_near(form, dtype, most, sources, tmp_path):
+    pytest.importorskip("bitsandbytes")
     place = tmp_path / form
-    facts = getattr(module, f"write_{form.replace('-', '_')}")(sources, place)
+    facts = getattr(bnb, f"write_{form.replace('-', '_')}")(sources, place)
     assert suffixes(place) <= HARMLESS
     tensors = stored_tensors(place)
     stored = {tensor.dtype for name, tensor in tensors.items() if "up_proj" in name}
     assert dtype in stored
     assert tensors["model.embed_tokens.weight"].dtype == "float16" == facts["rest"]
     assert not any(name.startswith("lm_head") for name in tensors)
-    found = list(module.answers(place, sources, ROWS, STARTS))
-    again = list(module.answers(place, sources, ROWS, STARTS))
+    found = list(bnb.answers(place, sources, ROWS, STARTS))
+    again = list(bnb.answers(place, sources, ROWS, STARTS))
     assert all((one == other).all() for one, other in zip(found, again, strict=True))
     assert 0 < divergence(reference(sources), found) < most
-    backend = module.open_form(place, ModelConfig(), sources.renderer, 100)
+    backend = bnb.open_form(place, ModelConfig(), sources.renderer, 100)
     assert backend.generate([ROWS[0][:9]], Sampling(max_tokens=3))[0].token_ids
 
 

@@ -8,14 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import click
+import forked
 import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from tunesmith.cli.main import commands
 from tunesmith.errors import (
     ArtifactError,
     BusyError,
@@ -26,7 +30,7 @@ from tunesmith.errors import (
     TunesmithError,
     UsedDirectoryError,
 )
-from tunesmith.export.merge import Asked, run
+from tunesmith.export.merge import METHODS, Asked, run
 from tunesmith.store.failpoints import arm
 
 
@@ -84,6 +88,28 @@ def test_slerp_takes_two_models(merging, tmp_path):
     assert "takes 2 models, --models names 3" in text
 
 
+@pytest.mark.parametrize("method", ["slerp", "concat"])
+def test_one_model_is_too_few_and_one_message_says_what_why_and_how(merging, tmp_path, method):
+    text = refused(tmp_path / "out", merging.adapters[:1], ConfigError, method=method)
+    first, why, fix = text.splitlines()
+    assert f"--method {method} takes" in first
+    assert "2 models, --models names 1" in first
+    assert why.startswith("why: ")
+    assert "--models A,B" in fix
+    assert "--method linear" in fix
+
+
+def test_the_command_offers_the_methods_that_there_are():
+    command = commands.get_command(click.Context(commands), "merge")
+    (method,) = [option for option in command.params if option.name == "method"]
+    assert tuple(method.type.choices) == tuple(METHODS)
+    context = click.Context(command)
+    assert [item.value for item in method.shell_complete(context, "dare")] == [
+        "dare_linear",
+        "dare_ties",
+    ]
+
+
 def test_a_full_folder_is_not_overwritten(merging, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
@@ -92,6 +118,28 @@ def test_a_full_folder_is_not_overwritten(merging, tmp_path):
     )
     assert "is not empty" in text
     assert (tmp_path / "out/mine.txt").read_text() == "keep"
+
+
+def test_a_result_inside_of_a_model_is_refused(merging, tmp_path):
+    place = copied(merging.adapters[0].dir, tmp_path / "run")
+    before = sorted(place.rglob("*"))
+    for models, base in (
+        ((place, merging.adapters[1]), merging.base.dir),
+        (merging.adapters[:2], copied(merging.base.dir, place / "base")),
+    ):
+        out = (place if models[0] is place else base) / "deep/out"
+        text = refused(out, models, ConfigError, base=str(base))
+        assert f"--out {out} lies in {place if models[0] is place else base}" in text
+        assert not out.parent.exists()
+    shutil.rmtree(place / "base")
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_model_that_is_named_twice_is_noted(merging, tmp_path):
+    place = str(merging.adapters[0].dir)
+    asked = Asked(models=(place, place), out=tmp_path / "out", base=str(merging.base.dir))
+    notes = run(asked).artifact.facts["notes"]
+    assert f"{place} and {place} are the same model, and count twice" in notes
 
 
 def test_a_sealed_merge_is_used_again_and_never_overwritten(merging, tmp_path):
@@ -289,7 +337,69 @@ def test_another_vocabulary_is_refused(merging, tmp_path):
     vocabulary[names[-1]], vocabulary[names[-2]] = vocabulary[names[-2]], vocabulary[names[-1]]
     (place / "tokenizer.json").write_text(json.dumps(words))
     text = refused(tmp_path / "out", [merging.models[1].dir / "model", place], ModelError)
-    assert "another vocabulary" in text
+    size = len(merging.renderer.tokenizer)
+    assert (
+        f"another vocabulary than {merging.models[1].dir / 'model'} (here): {size} tokens against {size}"
+        in text
+    )
+    one, other = repr(names[-1]), repr(names[-2])
+    assert f"{one} there and {other} here" in text
+    assert f"{other} there and {one} here" in text
+    assert "added to another token's" in text
+
+
+def with_tokens(folder: Path, target: Path, *words: str) -> Path:
+    """A copy of a model that knows more tokens, as transformers adds them."""
+    from tunesmith.models.load import load_model, load_tokenizer, save_model
+
+    tokenizer, model = load_tokenizer(folder), load_model(folder, torch.float16)
+    tokenizer.add_tokens(list(words))
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    save_model(model, tokenizer, target)
+    return target
+
+
+def test_tokens_that_only_one_model_has_are_named_with_both_sizes(merging, tmp_path):
+    source = merging.models[0].dir / "model"
+    longer = with_tokens(source, tmp_path / "longer", "<|one|>", "<|two|>")
+    text = refused(tmp_path / "out", [source, longer], ModelError)
+    size = len(merging.renderer.tokenizer)
+    assert f"{longer} (there) has another vocabulary than {source} (here)" in text
+    assert f"{size + 2} tokens against {size}" in text
+    assert f"token {size} is '<|one|>' there and none here" in text
+    assert "resize_token_embeddings" in text
+    text = refused(tmp_path / "out", [longer, source], ModelError)
+    assert f"token {size} is none there and '<|one|>' here" in text
+
+
+def test_an_adapter_with_added_tokens_is_merged_into_the_base_that_has_them_alone(
+    merging, make, tmp_path
+):
+    from peft import PeftModel
+
+    from tunesmith.config import ModelConfig
+    from tunesmith.models.load import load_model, resolve_base
+
+    longer = with_tokens(merging.base.dir, tmp_path / "longer", "<|one|>", "<|two|>")
+    base = resolve_base(ModelConfig(base=str(longer)))
+    place = make.adapter(
+        tmp_path / "adapter", base, targets=["q_proj"], modules_to_save=["embed_tokens"]
+    )
+    text = refused(tmp_path / "out", [place], ModelError, base=str(merging.base.dir))
+    size = len(merging.renderer.tokenizer)
+    assert (
+        f"its model.embed_tokens.weight has shape ({size + 2}, 64), the base's ({size}, 64)" in text
+    )
+    assert "tokens were added" in text
+    run(Asked(models=(str(place),), base=str(longer), out=tmp_path / "out"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(load_model(base, torch.float32), place)
+        wanted = model.merge_and_unload()
+    found = load_file(tmp_path / "out/model/model.safetensors")
+    for name, weight in wanted.state_dict().items():
+        if name in found:
+            assert torch.equal(found[name], weight.to(found[name].dtype)), name
 
 
 def test_too_little_room_is_told_before_anything_is_written(merging, tmp_path, monkeypatch):
@@ -356,14 +466,12 @@ def test_a_killed_merge_leaves_nothing_under_the_name_and_the_next_one_succeeds(
     merging, tmp_path, point
 ):
     given = ",".join(str(artifact.dir) for artifact in merging.adapters[:2])
-    command = [sys.executable, "-m", "tunesmith", "merge", "--models", given]
-    command += ["--base", str(merging.base.dir), "--out", str(tmp_path / "out")]
-    killed = subprocess.run(
-        command, env={**os.environ, "TUNESMITH_FAILPOINT": point}, capture_output=True, check=False
-    )
+    words = ["merge", "--models", given, "--base", str(merging.base.dir)]
+    words += ["--out", str(tmp_path / "out")]
+    killed = forked.complete(words, tmp_path, {**os.environ, "TUNESMITH_FAILPOINT": point})
     assert killed.returncode == -9
     assert not (tmp_path / "out").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.complete(words, tmp_path, dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -394,7 +502,8 @@ def edited(adapter: Path, target: Path, *, shapes=None, **config) -> Path:
         ({"shapes": {"lora_A.weight": (4,)}}, "lora_A and lora_B are no matrices"),
         ({"shapes": {"lora_magnitude_vector": (3,)}}, "magnitudes are not one for each of"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj'], no table of patterns"),
-        ({"alpha_pattern": {"(": 2}}, "alpha_pattern is {'(': 2}, no table of patterns"),
+        ({"alpha_pattern": {"(": 2}}, "holds '('"),
+        ({"rank_pattern": {"([a-z0-9_.]+)+!": 4}}, "holds '([a-z0-9_.]+)+!'"),
     ],
 )
 def test_an_adapter_of_an_odd_form_is_an_error_and_no_crash(merging, tmp_path, change, said):

@@ -134,7 +134,16 @@ def test_all_forms_below_their_limit_are_named_with_figure_and_limit():
     assert "gguf-q8_0: greedy agreement 0.9 is below the limit 0.97" in what
     assert "adapter: no chat template" in what
     assert "gguf-f16" not in what
-    assert "export.limits.merged.FIGURE" in caught.value.fix
+    assert "--set export.limits.merged.greedy_agreement=VALUE, and so on" in caught.value.fix
+    assert caught.value.fix.count("--set") == 1
+    assert len(caught.value.fix) < 220
+
+
+def test_no_limit_is_offered_for_what_has_no_figure():
+    with pytest.raises(ParityError) as caught:
+        refuse_below({}, {"adapter": "no chat template"})
+    assert "leave the form out" in caught.value.fix
+    assert "--set" not in caught.value.fix
 
 
 def test_forms_at_their_limit_pass():

@@ -171,6 +171,29 @@ def test_a_form_that_cannot_be_loaded_is_named_and_made_again_on_resume(bench, r
     assert done.parity["merged"].greedy_agreement == 1.0
 
 
+@pytest.mark.slow
+def test_a_form_that_its_engine_refuses_is_named_with_the_others_and_made_again_on_resume(
+    bench, refused
+):
+    pytest.importorskip("onnxruntime_genai")
+    place = refused / "onnx"
+    shutil.copytree(bench.base.dir, place)
+    (place / "model.safetensors").unlink()
+    (place / "onnx").mkdir()
+    (place / "onnx/model.onnx").write_bytes(b"\x08\x0a cut off")
+    decoder = {"num_key_value_heads": 2, "num_attention_heads": 4, "num_hidden_layers": 2}
+    decoder |= {"head_size": 16, "hidden_size": 64}
+    genai = {"model": {"decoder": decoder, "context_length": 512, "eos_token_id": [2]}}
+    (place / "genai_config.json").write_text(json.dumps(genai))
+    (refused / "scratch/facts/onnx.json").write_text("{}")
+    with pytest.raises(ParityError, match="2 of 2 exported forms") as caught:
+        bench.export(refused, resume=True, forms=["onnx", "merged"], limits=HARD)
+    assert "onnx: it cannot be loaded: onnxruntime cannot run" in caught.value.what
+    assert "merged: mean KL" in caught.value.what
+    assert not place.exists()
+    assert bench.export(refused, resume=True, forms=["onnx"]).parity["onnx"].mean_kl < 1e-5
+
+
 def test_an_engine_that_leaves_rows_out_gets_no_certificate():
     from types import SimpleNamespace
 

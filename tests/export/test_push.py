@@ -7,11 +7,14 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from tunesmith.errors import ArtifactError, ConfigError, MissingError
+from tunesmith.export.card_usage import usage
 from tunesmith.export.push import push, uploads
+from tunesmith.models.load import BaseModel
 from tunesmith.store import Run, signatures
 
 # The hub's library passes files to its HTTP client in a way that the client calls old.
@@ -72,13 +75,19 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.server.repositories:
             names = [".gitattributes", *self.server.repositories[name]]
             files = [{"rfilename": file} for file in names]
-            self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": True})
+            private = self.server.private[name]
+            self._json({"id": name, "sha": "0" * 40, "siblings": files, "private": private})
         else:
             headers = [("X-Error-Code", "RepoNotFound")]
             self._json({"error": "Repository not found"}, 404, headers)
 
     def do_PUT(self):
         content = self._body()
+        if self.path.endswith("/settings"):
+            name = self.path.removeprefix("/api/models/").removesuffix("/settings")
+            self.server.private[name] = json.loads(content)["visibility"] == "private"
+            self._json({})
+            return
         oid = self.path.rsplit("/", 1)[1]
         if hashlib.sha256(content).hexdigest() != oid:
             self._json({"error": "bad hash"}, 400)
@@ -155,7 +164,7 @@ def hub(monkeypatch):
 
 
 CARD = 'Use it: AutoModelForCausalLM.from_pretrained("merged")\nPeftModel.from_pretrained(base, "adapter")\n'
-CARD += "vllm serve ./merged\n"
+CARD += 'vllm serve ./merged\nAutoTokenizer.from_pretrained("tokenizer")\n'
 CARD = f"## How to run\n\n{CARD}"
 
 
@@ -213,10 +222,94 @@ def test_one_folder_form_goes_to_the_root_and_the_card_names_the_repository(hub,
         "parity.json",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "tokenizer.json",
     }
     assert {file.name for file in uploads(sealed, "me/x", ["gguf-f16"])} == {
         *("README.md", "parity.json", "Modelfile", "model-f16.gguf", "tokenizer/tokenizer.json")
     }
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_certificate_names_the_files_of_a_form_at_the_root_as_they_are_there(tmp_path, form):
+    hashes = {"merged": {"merged/config.json": "c"}, "adapter": {"adapter/a.safetensors": "a"}}
+    figures = {name: {"mean_kl": 0.5, "sha256": files} for name, files in hashes.items()}
+    with Run.open(tmp_path / "bundle", "export", inputs={}) as at:
+        at.write_json("parity.json", {"prompts": "first 4 rows", "forms": figures})
+        for name in (
+            "README.md",
+            "tokenizer/tokenizer.json",
+            *hashes["merged"],
+            *hashes["adapter"],
+        ):
+            at.write_text(name, name)
+        bundle = at.finish({"forms": {"merged": "merged", "adapter": "adapter"}})
+    files = {file.name: file for file in uploads(bundle, "me/x", [form])}
+    told = json.loads(files["parity.json"].text)
+    assert files["parity.json"].bytes == len(files["parity.json"].text)
+    assert set(told["forms"][form]["sha256"]) < set(files)
+    other = "adapter" if form == "merged" else "merged"
+    assert told["forms"][other] == figures[other]
+    assert {**told, "forms": None} == {"prompts": "first 4 rows", "forms": None}
+    whole = {file.name: file for file in uploads(bundle, "me/x")}
+    assert whole["parity.json"].text is None
+
+
+def test_an_adapter_alone_comes_with_its_tokenizer_and_the_card_says_where(hub, sealed):
+    push(sealed, "me/tiny", forms=["adapter"], endpoint=hub.url)
+    there = hub.repositories["me/tiny"]
+    assert there["tokenizer.json"] == (sealed.dir / "tokenizer/tokenizer.json").read_bytes()
+    assert b'AutoTokenizer.from_pretrained("me/tiny")' in there["README.md"]
+    assert b'PeftModel.from_pretrained(base, "me/tiny")' in there["README.md"]
+    assert b'"tokenizer"' not in there["README.md"]
+    merged = {file.name for file in uploads(sealed, "me/x", ["merged"])}
+    assert not any("tokenizer" in name for name in merged)
+
+
+def test_the_lines_of_a_form_at_the_root_are_true_there(tmp_path):
+    measured = dict.fromkeys(("merged", "awq", "onnx", "adapter"))
+    lines = "\n".join(usage(SimpleNamespace(base=BaseModel("me/base", tmp_path, "0")), measured))
+    with Run.open(tmp_path / "bundle", "export", inputs={}) as at:
+        at.write_text("README.md", f"---\nlibrary_name: transformers\n---\n\n{lines}")
+        at.write_text("tokenizer/tokenizer.json", "{}")
+        forms = {"merged": "merged", "awq": "awq", "onnx": "onnx", "adapter": "adapter"}
+        for folder in forms:
+            at.write_text(f"{folder}/config.json", "{}")
+        bundle = at.finish({"forms": forms})
+
+    def card_of(form):
+        (found,) = [f for f in uploads(bundle, "me/x", [form]) if f.name == "README.md"]
+        return found.text
+
+    assert "with `me/x` for `merged`" in card_of("awq")
+    assert "vllm serve me/x\n" in card_of("awq")
+    assert "from huggingface_hub import snapshot_download\n" in card_of("onnx")
+    assert 'og.Model(snapshot_download("me/x"))' in card_of("onnx")
+    assert "snapshot_download" not in card_of("merged")
+    assert "library_name: transformers\n" in card_of("merged")
+    assert "library_name: peft\n" in card_of("adapter")
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_who_can_read_the_repository_is_told(hub, sealed, public):
+    done = push(sealed, "me/tiny", forms=["adapter"], public=public, endpoint=hub.url)
+    again = push(sealed, "me/tiny", forms=["adapter"], update=True, endpoint=hub.url)
+    assert done.public is again.public is public is not hub.private["me/tiny"]
+    assert push(sealed, "me/tiny", dry_run=True).public is None
+
+
+def test_an_empty_private_repository_becomes_public(hub, sealed):
+    hub.repositories["me/tiny"], hub.private["me/tiny"] = {}, True
+    assert push(sealed, "me/tiny", public=True, endpoint=hub.url).public
+    assert not hub.private["me/tiny"]
+
+
+def test_what_is_private_and_holds_something_does_not_become_public(hub, sealed):
+    push(sealed, "me/tiny", forms=["adapter"], endpoint=hub.url)
+    with pytest.raises(ConfigError, match="me/tiny is on the hub already, and private") as caught:
+        push(sealed, "me/tiny", public=True, update=True, endpoint=hub.url)
+    assert f"{hub.url}/me/tiny/settings" in caught.value.fix
+    assert hub.private["me/tiny"]
+    assert len(hub.commits) == 1
 
 
 def test_a_repository_that_is_there_needs_update(hub, sealed):
@@ -291,6 +384,9 @@ def test_wrong_tokens_names_and_forms_are_told(hub, sealed, tmp_path, monkeypatc
     for name in ("tiny", "me/../x/y", "https://host/me/tiny"):
         with pytest.raises(ConfigError, match="is no name of a repository"):
             push(sealed, name, endpoint=hub.url)
+    for address in ("ftp://host", "host", "https://"):
+        with pytest.raises(ConfigError, match="is no address of a hub"):
+            push(sealed, "me/tiny", endpoint=address)
     with pytest.raises(ConfigError, match="did you mean 'gguf-f16'"):
         push(sealed, "me/tiny", forms=["gguf-f61"], endpoint=hub.url)
     with pytest.raises(MissingError, match="no token file") as found:

@@ -85,3 +85,55 @@ def test_no_model_is_one_error(tmp_path, monkeypatch, name):
         assert isinstance(found.exception, MissingError)
         assert "there is no file" in found.exception.what
     assert list(tmp_path.iterdir()) == []
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def not_finite(path):
+    """A weight that only shows when it is read: after all checks of the header."""
+    tensor = look_at_gguf(path).tensors["blk.1.attn_q.weight"]
+    with path.open("r+b") as stream:
+        stream.seek(tensor.offset)
+        stream.write(b"\xff" * tensor.bytes)
+
+
+@pytest.mark.parametrize("damage", [cut, not_finite])
+def test_a_refusal_makes_no_folder(model, tmp_path, damage):
+    damage(model)
+    found = run(model, "--to", "q8_0", "--out", tmp_path / "a/b/small.gguf")
+    assert isinstance(found.exception, ModelError)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_refused_before_it_begins_shows_no_progress(model, tmp_path):
+    cut(model)
+    assert run(model, "--to", "q8_0", "--out", tmp_path / "small.gguf").stderr == ""
+    good = write_sample(tmp_path / "good.gguf", "untied")
+    assert run(good, "--to", "q8_0", "--out", good).stderr == ""
+    assert "Quantise" in run(good, "--to", "q8_0").stderr
+
+
+def test_a_new_folder_is_made_for_the_file_and_others_stay(model, tmp_path):
+    run(model, "--to", "q8_0", "--out", tmp_path / "a/b/small.gguf")
+    assert look_at_gguf(tmp_path / "a/b/small.gguf").findings == []
+    not_finite(model)
+    run(model, "--to", "q8_0", "--out", tmp_path / "a/c/small.gguf")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_an_importance_matrix_that_is_not_there_is_one_error(model, tmp_path):
+    for place in (tmp_path / "nowhere.gguf", tmp_path):
+        found = run(model, "--to", "q4_0", "--out", tmp_path / "a/b.gguf", "--importance", place)
+        assert isinstance(found.exception, MissingError)
+        assert "there is no importance matrix at" in found.exception.what
+        assert found.exception.fix
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_link_that_leads_nowhere_is_called_one(tmp_path):
+    (tmp_path / "loop.gguf").symlink_to("nowhere.gguf")
+    found = run(tmp_path / "loop.gguf", "--to", "q8_0")
+    assert isinstance(found.exception, MissingError)
+    assert "a link that leads nowhere" in found.exception.why

@@ -1,4 +1,4 @@
-"""A tiny random Llama with the real tokenizer, and the command as a user starts it."""
+"""A tiny random Llama with the real tokenizer, and the command: as a user starts it, and then in forks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 
 PROGRAM = Path(sys.executable).with_name("tunesmith")
@@ -65,24 +66,38 @@ def small_sets(tiny_base) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
 
-def command_in(folder: Path) -> Tunesmith:
-    """The command, run in `folder`; `code` is the exit code that is expected."""
+STARTED: set[str] = set()
+"""Commands that were started as a user does; their imports, some seconds each, are not waited for again."""
 
-    def call(*args: object, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
-        found = subprocess.run(
-            [PROGRAM, *map(str, args)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            env={**os.environ, "COLUMNS": "200", "JOURNEY": str(folder)},
-            check=False,
-            **options,
-        )
+
+def command_in(folder: Path) -> Tunesmith:
+    """The command, run in `folder`; `code` is the exit code that is expected, `fresh` starts it as a user does."""
+
+    def call(*args: object, code: int = 0, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in args]
+        name = " ".join(words[:2]) if words[0] == "data" else words[0]
+        environment = {**os.environ, "COLUMNS": "200", "JOURNEY": str(folder)}
+        start = started if fresh or name not in STARTED else forked.complete
+        found = start(words, folder, environment)
+        STARTED.add(name)
         assert found.returncode == code, f"{args}\n{found.stdout}\n{found.stderr}"
         return found
 
     return call
+
+
+def started(
+    words: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAM, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=environment,
+        check=False,
+    )
 
 
 @pytest.fixture

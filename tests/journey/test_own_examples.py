@@ -13,6 +13,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import forked
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -139,40 +141,34 @@ def test_serve_answers_until_it_is_told_to_stop(finished):
     assert "Traceback" not in errors
 
 
-def start_training(folder: Path, *sets: str) -> subprocess.Popen[str]:
-    """A run that trains for long, returned once its first step is written."""
-    child = subprocess.Popen(
-        [PROGRAM, "run", "recipe.yaml", *sets, "--until", "train"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def training_at_step_7(folder: Path, *sets: str) -> forked.Child:
+    """A run that waits, by SIGSTOP, where its seventh step was just written."""
+    waits = {**os.environ, "TUNESMITH_FAILPOINT": "event-after:7=stop"}
+    words = ["run", "recipe.yaml", *sets, "--until", "train"]
+    child = forked.command(*words, cwd=folder, environment=waits)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and child.poll() is None:
-        logs = list(folder.glob("runs/*/train-*/events.jsonl"))
-        if logs and '"step"' in logs[0].read_text():
+        if psutil.Process(child.pid).status() == psutil.STATUS_STOPPED:
             return child
         time.sleep(0.05)
     child.kill()
-    pytest.fail(f"it did not start to train: {child.communicate()}")
+    pytest.fail(f"it did not come to step 7: {child.communicate()}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_training_goes_on_where_it_was(
     number, tunesmith, small_sets, tmp_path, write_examples
 ):
-    write_examples(tmp_path / "examples.jsonl", "prompt", n=400)
+    write_examples(tmp_path / "examples.jsonl", "prompt")
     tunesmith("init")
-    # Many more steps than pass before the signal comes, even on a machine that is busy.
-    steps = ["--set", "train.max_steps=400", "--set", "train.epochs=60"]
+    steps = ["--set", "train.max_steps=16", "--set", "train.epochs=60"]
     every = ["--set", "train.checkpoint_every_steps=5"]
     sets = [*small_sets, *steps, *every]
-    child = start_training(tmp_path, *sets)
+    child = training_at_step_7(tmp_path, *sets)
     child.send_signal(number)
+    child.send_signal(signal.SIGCONT)
     _, errors = child.communicate(timeout=120)
-    if child.returncode == 0:
-        pytest.fail("it ended before it could be stopped")
+    (log,) = tmp_path.glob("runs/*/train-*/events.jsonl")
     if number == signal.SIGINT:
         assert child.returncode == 130, errors
         assert "saved" in errors
@@ -180,11 +176,16 @@ def test_a_stopped_training_goes_on_where_it_was(
         assert "--resume" in refused.stderr
     else:
         assert child.returncode == -signal.SIGKILL
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "step"] == [*range(1, 8)]
+    saved = [event["step"] for event in events if event["event"] == "checkpoint"]
+    assert saved[-1] == 7 if number == signal.SIGINT else 5 <= saved[-1] < 7
     assert actions(tunesmith, *sets)["train"] == "resume"
-    found = tunesmith("train", "recipe.yaml", *sets, "--resume", "--json")
-    assert json.loads(found.stdout)["facts"]["steps"] == 400
-    if number == signal.SIGINT:
-        assert "going on after step" in found.stderr
+    # Once in a process that has not built the dataset before.
+    fresh = number == signal.SIGINT
+    found = tunesmith("train", "recipe.yaml", *sets, "--resume", "--json", fresh=fresh)
+    assert json.loads(found.stdout)["facts"]["steps"] == 16
+    assert f"going on after step {saved[-1]} " in found.stderr
 
 
 def test_a_missing_model_is_named(tunesmith, tmp_path, write_examples):

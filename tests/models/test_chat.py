@@ -8,6 +8,7 @@ import pytest
 
 from tunesmith.errors import ModelError
 from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.load import load_tokenizer
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}<|sep|>\n\n"
@@ -100,6 +101,28 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(tokenizer):
     assert renderer.render(TALK[:3]).trained.count(True) > 0
     with pytest.raises(ModelError, match="rewrites earlier turns"):
         renderer.render(TALK)
+
+
+def test_of_several_templates_the_default_is_used_and_saved_alone(tokenizer, tmp_path):
+    one, several = ChatRenderer(tokenizer), copy.copy(tokenizer)
+    several.chat_template = {"tool_use": "{{ tools }}", "default": tokenizer.chat_template}
+    several.save_pretrained(tmp_path / "given")
+    assert (tmp_path / "given/additional_chat_templates").is_dir()
+    found = ChatRenderer(load_tokenizer(tmp_path / "given"))
+    assert found.fingerprint == one.fingerprint
+    assert found.template == one.template
+    assert (found.other_templates, one.other_templates) == (("tool_use",), ())
+    found.tokenizer.save_pretrained(tmp_path / "saved")
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.is_dir()]
+    assert ChatRenderer(load_tokenizer(tmp_path / "saved")).template == one.template
+
+
+def test_several_templates_without_a_default_are_named(tokenizer):
+    several = copy.copy(tokenizer)
+    several.chat_template = {"tool_use": "{{ tools }}", "rag": tokenizer.chat_template}
+    with pytest.raises(ModelError, match="none is the default: rag, tool_use") as caught:
+        ChatRenderer(several)
+    assert "chat_template.jinja" in caught.value.fix
 
 
 def test_fingerprint_changes_with_one_character_of_the_template(tokenizer):

@@ -67,6 +67,13 @@ def test_what_was_never_sealed_is_missing(tmp_path, make):
         Artifact.open(tmp_path / "a")
 
 
+def test_a_file_in_place_of_an_artifact_is_called_one(tmp_path):
+    (tmp_path / "a").write_text("text")
+    with pytest.raises(MissingError) as caught:
+        Artifact.open(tmp_path / "a")
+    assert caught.value.why == "it is a file"
+
+
 def test_a_deleted_file_is_noticed_when_the_artifact_is_opened(tmp_path):
     seal(tmp_path / "a")
     (tmp_path / "a/rows.txt").unlink()

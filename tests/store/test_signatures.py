@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -100,10 +101,60 @@ def test_what_is_not_as_it_was_signed_is_refused(sealed, keys, damage):
         signatures.verify(sealed, keys / "mine.pem.pub")
 
 
+def refusal(folder, public):
+    with pytest.raises(ArtifactError) as caught:
+        signatures.verify(folder, public)
+    return caught.value
+
+
+def test_files_that_differ_are_named_and_no_raw_bytes_are_shown(sealed, keys):
+    signatures.sign(sealed, keys / "mine.pem")
+    before = hashlib.sha256((sealed / "b.txt").read_bytes()).hexdigest()
+    (sealed / "b.txt").write_text("other")
+    now = hashlib.sha256(b"other").hexdigest()
+    remove(sealed)
+    add(sealed)
+    told = refusal(sealed, keys / "mine.pem.pub").why
+    assert told == (
+        f"b.txt was changed (SHA-256 {before[:16]}… was signed, it is {now[:16]}…); "
+        "weights/a.txt is gone; weights/more.txt was added"
+    )
+
+
+def test_of_many_files_that_differ_a_few_are_named(sealed, keys):
+    signatures.sign(sealed, keys / "mine.pem")
+    for number in range(100):
+        (sealed / f"more-{number:02}.txt").write_text("new")
+    told = refusal(sealed, keys / "mine.pem.pub").why
+    assert told.endswith("more-04.txt was added; and 95 more")
+
+
 def test_another_signer_is_refused(sealed, keys):
     signatures.sign(sealed, keys / "other.pem")
-    with pytest.raises(ArtifactError, match=r"is not what the owner of mine\.pem\.pub signed"):
-        signatures.verify(sealed, keys / "mine.pem.pub")
+    error = refusal(sealed, keys / "mine.pem.pub")
+    assert "is not what the owner of mine.pem.pub signed" in error.what
+    assert error.why == "model.sig names another key"
+    assert "public key of whoever signed it" in error.fix
+
+
+def test_a_signature_that_is_none_is_told_in_words(sealed, keys):
+    signatures.sign(sealed, keys / "mine.pem")
+    forge_signature(sealed)
+    assert "cannot be read as a signature" in refusal(sealed, keys / "mine.pem.pub").why
+    bundle = json.loads(signatures.sign(sealed, keys / "mine.pem").read_text())
+    bundle["dsseEnvelope"]["payload"] = bundle["dsseEnvelope"]["payload"][::-1]
+    (sealed / signatures.SIGNATURE).write_text(json.dumps(bundle))
+    told = refusal(sealed, keys / "mine.pem.pub").why
+    assert told == "model.sig was changed, or was not made with this key"
+
+
+def test_a_signature_without_a_keys_name_prints_nothing(sealed, keys, capsys):
+    signatures.sign(sealed, keys / "mine.pem")
+    bundle = json.loads((sealed / signatures.SIGNATURE).read_text())
+    bundle["verificationMaterial"]["publicKey"].pop("hint")
+    (sealed / signatures.SIGNATURE).write_text(json.dumps(bundle))
+    signatures.verify(sealed, keys / "mine.pem.pub")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_unsigned_folder_is_refused(sealed, keys):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from tunesmith.config import recipe_from
@@ -60,18 +60,15 @@ def test_kernels_that_are_gone_when_a_run_goes_on_are_told_and_recorded(tmp_path
     failpoints.arm("checkpoint-state:3=enospc")
     with pytest.raises(StorageError):
         train(tmp_path / "run", rows, recipe)
-    command = [sys.executable, "-c", TRAIN_SCRIPT, str(tmp_path / "run"), str(rows.dir)]
-    done = subprocess.run(
-        [*command, json.dumps(recipe)],
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TUNESMITH_KERNELS": "off"},
+    words = (str(tmp_path / "run"), str(rows.dir), json.dumps(recipe))
+    done = forked.script(
+        TRAIN_SCRIPT, *words, environment={**os.environ, "TUNESMITH_KERNELS": "off"}
     )
-    assert done.returncode == 0, done.stderr
+    _, said = done.communicate()
+    assert done.returncode == 0, said
     change = "after step 2: C++ kernels: on then, off (TUNESMITH_KERNELS is off) now"
-    assert "not to the last bit" in " ".join(done.stderr.split())
-    assert change in done.stderr
+    assert "not to the last bit" in " ".join(said.split())
+    assert change in said
     facts = Artifact.open(tmp_path / "run").facts
     assert facts["changed_on_resume"] == [change]
     assert facts["conditions"]["C++ kernels"].startswith("off")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -315,21 +315,14 @@ def test_sigterm_in_a_step_of_many_micro_batches_saves_without_finishing_it(tmp_
     """One step of hundreds of micro batches: the save must not wait for it."""
     rows = sealed_sums(tmp_path / "data", train=1000)
     recipe = values(base, batch_tokens=65_536, micro_batch_tokens=64)
-    command = [sys.executable, "-c", TRAIN_SCRIPT, str(tmp_path / "run"), str(rows.dir)]
-    process = subprocess.Popen(
-        [*command, json.dumps(recipe)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    words = (str(tmp_path / "run"), str(rows.dir), json.dumps(recipe))
+    process = forked.script(TRAIN_SCRIPT, *words)
     log = tmp_path / "run" / "events.jsonl"
-    assert process.stderr is not None
-    with process:
-        while '"event": "validation"' not in (log.read_text() if log.is_file() else ""):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        said = process.stderr.read()
+    while '"event": "validation"' not in (log.read_text() if log.is_file() else ""):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
     assert process.returncode == 130, said
     assert "after step 0 of" in said
     assert steps_kept(tmp_path / "run") == [0]

@@ -162,11 +162,11 @@ def test_killed_and_resumed_and_merged_it_is_the_straight_run(tmp_path, half_bas
     values["export"] = {"forms": ["adapter", "merged"], "parity_prompts": 2, "parity_tokens": 4}
     straight = stage.start(tmp_path / "straight", dataset, values)
     assert straight.wait() == 0, stage.said(tmp_path / "straight").read_text()
-    killed = stage.start(tmp_path / "killed", dataset, values)
+    killed = stage.fork(tmp_path / "killed", dataset, values)
     stage.wait_for_steps(tmp_path / "killed", 4, killed)
     killed.kill()
     killed.wait()
-    resumed = stage.start(tmp_path / "killed", dataset, values)
+    resumed = stage.fork(tmp_path / "killed", dataset, values)
     assert resumed.wait() == 0, stage.said(tmp_path / "killed").read_text()
     assert stage.adapter_bytes(tmp_path / "killed") == stage.adapter_bytes(tmp_path / "straight")
     merged = []

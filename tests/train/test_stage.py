@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from tunesmith.config import recipe_from
@@ -40,6 +41,7 @@ def train_here(place: Path, dataset: Artifact, values: dict):
 
 
 def start(place: Path, dataset: Artifact, values: dict) -> subprocess.Popen:
+    """In a process that has nothing imported, and a hash seed of its own."""
     with said(place).open("w") as errors:
         return subprocess.Popen(
             [sys.executable, "-c", TRAIN_SCRIPT, str(place), str(dataset.dir), json.dumps(values)],
@@ -47,11 +49,17 @@ def start(place: Path, dataset: Artifact, values: dict) -> subprocess.Popen:
         )
 
 
+def fork(place: Path, dataset: Artifact, values: dict) -> forked.Child:
+    """The same, without the seconds that the imports take."""
+    words = (str(place), str(dataset.dir), json.dumps(values))
+    return forked.script(TRAIN_SCRIPT, *words, errors=said(place))
+
+
 def said(place: Path) -> Path:
     return place.with_suffix(".err")
 
 
-def wait_for_steps(place: Path, steps: int, process: subprocess.Popen) -> None:
+def wait_for_steps(place: Path, steps: int, process: forked.Child) -> None:
     log = place / "events.jsonl"
     while process.poll() is None:
         if log.is_file() and log.read_text().count('"event": "step"') >= steps:
@@ -97,41 +105,49 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path, tiny_base, dat
     assert adapter_bytes(tmp_path / "a") != adapter_bytes(tmp_path / "c")
 
 
+LONG = {"epochs": 4, "threads": 2}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, tiny_base, dataset) -> bytes:
+    """The weights of a run that nothing stopped."""
+    place = tmp_path_factory.mktemp("straight") / "run"
+    process = start(place, dataset, settings(tiny_base, **LONG))
+    assert process.wait() == 0, said(place).read_text()
+    return adapter_bytes(place)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [1, 4, 7])
 def test_killed_and_resumed_run_is_bit_equal_to_a_straight_one(
-    tmp_path, tiny_base, dataset, kill_after
+    tmp_path, tiny_base, dataset, straight, kill_after
 ):
-    values = settings(tiny_base, epochs=4, threads=2)
-    straight = start(tmp_path / "straight", dataset, values)
-    assert straight.wait() == 0, said(tmp_path / "straight").read_text()
-    killed = start(tmp_path / "killed", dataset, values)
+    values = settings(tiny_base, **LONG)
+    killed = fork(tmp_path / "killed", dataset, values)
     wait_for_steps(tmp_path / "killed", kill_after, killed)
     killed.kill()
     killed.wait()
     assert not (tmp_path / "killed" / "manifest.json").exists()
-    resumed = start(tmp_path / "killed", dataset, values)
+    resumed = fork(tmp_path / "killed", dataset, values)
     assert resumed.wait() == 0, said(tmp_path / "killed").read_text()
-    assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "straight")
+    assert adapter_bytes(tmp_path / "killed") == straight
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_names_the_way_on_and_resumes_bit_equal(
-    tmp_path, tiny_base, dataset, number
+    tmp_path, tiny_base, dataset, straight, number
 ):
-    values = settings(tiny_base, epochs=4, checkpoint_every_steps=1000, threads=2)
-    straight = start(tmp_path / "straight", dataset, values)
-    assert straight.wait() == 0, said(tmp_path / "straight").read_text()
-    stopped = start(tmp_path / "stopped", dataset, values)
+    values = settings(tiny_base, **LONG, checkpoint_every_steps=1000)
+    stopped = fork(tmp_path / "stopped", dataset, values)
     wait_for_steps(tmp_path / "stopped", 2, stopped)
     stopped.send_signal(number)
     assert stopped.wait() == 130
     assert "--resume" in said(tmp_path / "stopped").read_text()
     assert checkpoint.latest(tmp_path / "stopped" / "scratch" / "checkpoints") is not None
-    resumed = start(tmp_path / "stopped", dataset, values)
+    resumed = fork(tmp_path / "stopped", dataset, values)
     assert resumed.wait() == 0, said(tmp_path / "stopped").read_text()
-    assert adapter_bytes(tmp_path / "stopped") == adapter_bytes(tmp_path / "straight")
+    assert adapter_bytes(tmp_path / "stopped") == straight
 
 
 def test_a_key_without_effect_is_refused_before_training(tmp_path, tiny_base, dataset):

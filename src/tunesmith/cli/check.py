@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,16 @@ from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import flat, print_json, print_rich, size, table, where
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tunesmith.export.check import CheckResult, Finding
 
 __all__ = ["check"]
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _LONG_BYTES = 200_000_000
+_FEW, _MANY = 3, 5
+"""Findings that are alike are shown one by one up to the second number; of more, the first number is named."""
 
 
 @click.command
@@ -62,7 +66,8 @@ def check(
 
     MODEL is a folder with safetensors, an adapter in PEFT's format, a GGUF or ONNX file, or a
     sealed run, bundle or merge. Nothing in it is executed, and every length in it is compared with
-    its file's before a parser of another program reads it.
+    its file's before a parser of another program reads it. Findings that are alike are told
+    together; --json has each.
 
     Ends with 4 on an error, with 6 when a sealed file was changed or the signature is not
     right.
@@ -132,7 +137,7 @@ def _print(result: CheckResult, *, strict: bool) -> None:
         table((escape(visible(name)), ""), rows)
     if result.findings:
         heads = ("", "check", "where", "what, why, and what mends it")
-        table(heads, [_row(one) for one in result.findings])
+        table(heads, [_row(alike) for alike in _alike(result.findings)])
     counts = ", ".join(
         f"{result.count(severity)} {severity}{'' if result.count(severity) == 1 else 's'}"
         for severity in _STYLES
@@ -144,19 +149,55 @@ def _print(result: CheckResult, *, strict: bool) -> None:
     print_rich(Text.assemble(head, (word, style)))
 
 
-def _row(one: Finding) -> tuple[Any, ...]:
+def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings of the same kind, reason and remedy together, in the order of the first of each."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for one in findings:
+        groups.setdefault((one.severity, one.check, one.why, one.fix), []).append(one)
+    return [
+        part
+        for group in groups.values()
+        for part in ([group] if len(group) > _MANY else [[one] for one in group])
+    ]
+
+
+def _row(alike: Sequence[Finding]) -> tuple[Any, ...]:
     from rich.text import Text
 
     from tunesmith.telemetry import visible
 
-    place = one.file if not one.where else f"{one.file}\n{one.where}"
-    text = Text(visible(one.what))
+    one = alike[0]
+    place, text = (_lines(told) for told in _told(alike))
     if one.why:
         text.append(f"\nwhy: {visible(one.why)}", "dim")
     if one.fix:
         text.append(f"\nfix: {visible(one.fix)}", "green")
-    places = Text("\n").join(Text(visible(line)) for line in place.split("\n"))
-    return Text(one.severity, style=_STYLES[one.severity]), one.check, places, text
+    return Text(one.severity, style=_STYLES[one.severity]), one.check, place, text
+
+
+def _lines(told: str) -> Text:
+    from rich.text import Text
+
+    from tunesmith.telemetry import visible
+
+    return Text("\n").join(Text(visible(line)) for line in told.split("\n"))
+
+
+def _told(alike: Sequence[Finding]) -> tuple[str, str]:
+    """Place and fact of findings that are alike: the first few, and how many more."""
+    one = alike[0]
+    if len(alike) == 1:
+        return (one.file if not one.where else f"{one.file}\n{one.where}"), one.what
+    real = [found for found in alike if not found.stands_for_more] or list(alike)
+    more = f"and {len(alike) - _FEW}{' more' if len(real) == len(alike) else ' or more'}"
+    files = list(dict.fromkeys(found.file for found in real))
+    in_one = len(files) == 1
+    names = [f.where if in_one else f"{f.file} {f.where}".rstrip() for f in real]
+    if len({found.what for found in real}) == 1:
+        shown = [*filter(None, names[:_FEW]), more]
+        return "\n".join([files[0], *shown] if in_one else shown), one.what
+    lines = [f"{name}: {f.what}" if name else f.what for name, f in zip(names, real, strict=True)]
+    return (files[0] if in_one else f"{len(files)} files"), "\n".join([*lines[:_FEW], more])
 
 
 def _fact(key: str, value: Any) -> str:

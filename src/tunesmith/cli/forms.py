@@ -93,6 +93,12 @@ def _print(found: FormsTable) -> None:
     ]
     if len(points) > 1:
         click.echo(draw_terminal(points))
+    for row in found.rows:
+        if row.on_base and not row.not_timed:
+            note(
+                f"note: {row.form} was put on {row.on_base}, a GGUF file made for this measurement; "
+                "its MB are the adapter's alone"
+            )
     for text in found.notes:
         note(f"note: {text}")
     note(f"kept in {where(found.artifact.dir)} (forms.json, quality.png)")
@@ -104,7 +110,7 @@ def _cells(row: FormRow) -> tuple[str, ...]:
         return (row.form, size, "", "", "", "", agreement, _ratio(row), row.not_timed, "")
     low, high = row.interval
     return (
-        row.form,
+        f"{row.form} on F32 base" if row.on_base else row.form,
         size,
         _number(row.load_seconds, 2),
         _number(1000 * (row.first_token_seconds or 0), 0),

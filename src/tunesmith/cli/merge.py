@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["merge"]
 
+_METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "concat")
+
 
 class _Listed(click.ParamType):  # type: ignore[type-arg]
     """Values with commas between them."""
@@ -39,13 +41,6 @@ class _Listed(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is no list of numbers such as 0.5,0.5", param, ctx)
 
 
-def _methods() -> str:
-    return (
-        "linear, task_arithmetic, ties, dare_linear, dare_ties, slerp or concat "
-        "(adapters into one adapter)."
-    )
-
-
 @click.command
 @click.option(
     "--models",
@@ -60,7 +55,13 @@ def _methods() -> str:
     metavar="0.4,0.6",
     help="One a model, or one for all; the same for each by default.",
 )
-@click.option("--method", default="linear", show_default=True, metavar="NAME", help=_methods())
+@click.option(
+    "--method",
+    default="linear",
+    show_default=True,
+    type=click.Choice(_METHODS),
+    help="How; concat makes one adapter of adapters.",
+)
 @click.option(
     "--base",
     metavar="MODEL",
@@ -139,17 +140,18 @@ def merge(
     for loaded in (judging, exporting):
         if loaded is not None:
             pipeline.check_rows(loaded)
-    result = run(Asked(**asked))
+    result = run(Asked(**asked), lambda plan: pipeline.check_after_merge(plan, judging, exporting))
     if not as_json:
         _print(result)
     found = _as_dict(result)
+    ranking = None
     if judging is not None:
         ranking = pipeline.rank_merge(judging, result)
         found["evaluation"] = {**ranking.facts, "directory": str(ranking.dir)}
         if not as_json:
             _print_ranking(found["evaluation"])
     if exporting is not None:
-        bundle = pipeline.export_merge(exporting, result)
+        bundle = pipeline.export_merge(exporting, result, ranking)
         found["export"] = {"directory": str(bundle.dir), "facts": dict(bundle.facts)}
         if not as_json:
             click.echo(f"export: {', '.join(bundle.facts['forms'])} in {where(bundle.dir)}")

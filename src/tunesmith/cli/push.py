@@ -27,7 +27,9 @@ __all__ = ["push"]
     shell_complete=complete_form,
     help="Only this form; repeatable.",
 )
-@click.option("--public", is_flag=True, help="Make a new repository public; private otherwise.")
+@click.option(
+    "--public", is_flag=True, help="Make a new repository public; it is private otherwise."
+)
 @click.option("--update", is_flag=True, help="Add a commit to a repository that is there.")
 @click.option("--endpoint", metavar="URL", help="Another hub than HF_ENDPOINT or the public one.")
 @click.option(
@@ -51,8 +53,8 @@ def push(
     """Upload a sealed bundle to a model hub.
 
     BUNDLE is an export's folder; every hash is checked first. All files go up in one commit. A single
-    folder form (`--form merged`) goes to the repository's root, where libraries look for it; otherwise
-    the layout is the bundle's, and its signature holds on the other side.
+    folder form (`--form merged`) goes to the repository's root, where libraries look for it, an adapter
+    with the tokenizer beside it; otherwise the layout is the bundle's, and its signature holds on the other side.
 
     \b
     Examples:
@@ -78,6 +80,7 @@ def push(
             {
                 "repository": done.repository,
                 "url": done.url,
+                "public": done.public,
                 "bytes": done.n_bytes,
                 "files": [{"name": file.name, "bytes": file.bytes} for file in done.files],
             }
@@ -89,6 +92,7 @@ def push(
 def _print(done: Pushed) -> None:
     table(("file", "bytes"), [(file.name, f"{file.bytes:,}") for file in done.files], right=(1,))
     if done.url:
-        note(f"pushed {done.n_bytes / 1e6:.1f} MB: {done.url}")
+        who = "public" if done.public else "private"
+        note(f"pushed {done.n_bytes / 1e6:.1f} MB to the {who} repository: {done.url}")
     else:
         note(f"nothing was sent: {len(done.files)} files, {done.n_bytes / 1e6:.1f} MB")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from tunesmith.errors import MissingError
 
 if TYPE_CHECKING:
     from tunesmith.export.quantise import Quantised
+    from tunesmith.telemetry import Bar
 
 __all__ = ["quantise"]
 
@@ -60,17 +63,26 @@ def quantise(model: Path, kind: Any, out: Path | None, as_json: bool, **asked: A
     if not model.is_file():
         raise MissingError(
             f"there is no file {str(model)!r}",
-            why="it is a folder" if model.is_dir() else "",
+            why="it is a folder"
+            if model.is_dir()
+            else "what has that name is no file: a link that leads nowhere, or a device"
+            if os.path.lexists(model)
+            else "",
             fix="name a GGUF file; a model's folder becomes one by `tunesmith export`",
         )
     target = out or model.with_name(f"{model.stem}-{kind}.gguf")
     matrix = None if asked["importance"] is None else read_importance(asked["importance"])
-    with progress("Quantise", model.stat().st_size // _MEBIBYTE, unit="MiB") as bar:
+    n_bytes = model.stat().st_size
+    with ExitStack() as opened:
+        bar: Bar | None = None
         done = 0
 
-        def on_bytes(n_bytes: int) -> None:
-            nonlocal done
-            before, done = done // _MEBIBYTE, done + n_bytes
+        def on_bytes(more: int) -> None:
+            """The bar comes with the first weights: what is refused shows none."""
+            nonlocal bar, done
+            if bar is None:
+                bar = opened.enter_context(progress("Quantise", n_bytes // _MEBIBYTE, unit="MiB"))
+            before, done = done // _MEBIBYTE, done + more
             bar.advance(done // _MEBIBYTE - before)
 
         options = Options(matrix, asked["force"], asked["threads"], on_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from tunesmith.config.base import Settings
 from tunesmith.config.card import CardConfig
@@ -72,7 +72,7 @@ class MixSource(Settings):
     kind: Literal["mix"]
     parts: dict[str, Paths] = Field(min_length=2, json_schema_extra={"path": "always"})
     """Name -> files with its rows, such as `{sql: sql.jsonl, chat: [a.jsonl, b.jsonl]}`."""
-    weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    weights: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(default_factory=dict)
     """Name -> its share of the training rows, as any positive numbers: `{sql: 3, chat: 1}`. 1 where not set."""
     train_rows: int | None = Field(None, ge=1)
     """Training rows of the mix. When not set as many as the weights allow without repeating a row."""

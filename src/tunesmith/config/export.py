@@ -67,4 +67,4 @@ class ExportConfig(Settings):
     prune_layers: int | None = Field(None, ge=1)
     """Layers that the form `pruned` leaves out; when not set: one in eight."""
     importance: bool = True
-    """Weigh the columns of Q6_K, Q5_K_M, Q4_K_M and Q4_0 by what your training rows send there: closer, slower."""
+    """Weigh the columns of Q6_K, Q5_K_M, Q4_K_M and Q4_0 by what your rows send there: usually closer, slower."""

@@ -46,6 +46,11 @@ class Recipe(Settings):
         return self._origins.get(key, "default")
 
 
+def _short(origin: str, key: str) -> str:
+    """An origin beside its key, which it need not say again."""
+    return "--set" if origin == f"--set {key}" else origin
+
+
 def refuse_unread(recipe: Recipe, section: str) -> None:
     """Fail a stage at its start when a key that the user set has no effect in it.
 
@@ -63,7 +68,7 @@ def refuse_unread(recipe: Recipe, section: str) -> None:
         noun = "a key that is set" if len(keys) == 1 else f"{len(keys)} keys that are set"
         raise ConfigError(
             f"{noun} would have no effect:\n"
-            + listed(f"{key} ({recipe.origin(key)})" for key in keys),
+            + listed(f"{key} ({_short(recipe.origin(key), key)})" for key in keys),
             why="with the other settings as they are, nothing reads it",
             fix="remove it, or change the setting that makes it meaningless",
         )

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from tunesmith.data import databases
 from tunesmith.data.check import Checker, CheckOptions, tell_domains
 from tunesmith.data.intake import Intake, Piece
-from tunesmith.data.named import idle_fields
+from tunesmith.data.named import idle_conditions, idle_fields
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.plan import DataPlan
 from tunesmith.data.problems import Problems
@@ -91,7 +91,8 @@ def gather(
             bar.print(f"data: {taken.counts['rows']:,} rows are read and are compared now")
     _refuse_mixed_kinds(taken)
     told_of = [file.told for file in taken.files]
-    for setting, why in idle_fields(plan.options.mapping, told_of, taken.named):
+    idle = idle_conditions(plan.clean.drop_where, taken.named, n_rows=taken.counts["rows"])
+    for setting, why in chain(idle_fields(plan.options.mapping, told_of, taken.named), idle):
         taken.problems.add(setting, why)
     for file in taken.files:
         file.unread.refuse_most(str(file.path), taken.problems)

@@ -11,8 +11,7 @@ from typing import Any
 
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import AUTO, STDIN, Source, open_source, survey
-from tunesmith.data.read.objects import kind
-from tunesmith.data.rows import RawRow
+from tunesmith.data.rows import RawRow, json_kind
 from tunesmith.data.schemas import HEAD_ROWS, Options, tell
 
 __all__ = ["FieldFound", "FileFound", "Inspection", "inspect"]
@@ -154,7 +153,7 @@ def _fields(head: Sequence[RawRow]) -> tuple[FieldFound, ...]:
     examples: dict[str, str] = {}
     for row in head:
         for name, found in row.fields.items():
-            holds.setdefault(name, Counter())[kind(found.value)] += 1
+            holds.setdefault(name, Counter())[json_kind(found.value)] += 1
             examples.setdefault(name, found.raw[:_SHOWN_CHARACTERS])
     return tuple(
         FieldFound(name, dict(counts), counts.total(), examples[name])

@@ -16,7 +16,7 @@ from tunesmith.data.clean.cleaner import Cleaner
 from tunesmith.data.clean.plan import CleanPlan, Decision
 from tunesmith.data.clean.sets import exact_key
 from tunesmith.data.databases import check_row
-from tunesmith.data.named import fields_in
+from tunesmith.data.named import conditions_in, fields_in
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import Chunk, parse_each
 from tunesmith.data.rows import BadRow, RawRow, Row
@@ -147,6 +147,7 @@ class _Taking:
             return
         found.counts["rows"] += 1
         row = self._with_part(row)
+        found.named.update(conditions_in(row, self.intake.clean.drop_where))
         if not _has_required(row, self.intake.require):
             self._drop(row, "require", f"data.require asks for {_spelled(self.intake.require)}")
             return

@@ -6,11 +6,11 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tunesmith.data.rows import BadRow, RawRow
+from tunesmith.data.rows import BadRow, RawRow, Row
 from tunesmith.data.schemas import SCHEMAS, Told
 from tunesmith.errors import ConfigError
 
-__all__ = ["fields_in", "idle_fields", "once"]
+__all__ = ["conditions_in", "fields_in", "idle_conditions", "idle_fields", "once"]
 
 
 def once(paths: Sequence[Path], what: str = "") -> Sequence[Path]:
@@ -42,6 +42,29 @@ def fields_in(raw: RawRow | BadRow, mapping: Mapping[str, str]) -> Iterator[str]
     """Those of the mapped fields that a row has."""
     if isinstance(raw, RawRow):
         yield from (name for name in mapping.values() if name in raw.fields)
+
+
+def conditions_in(row: Row, drop_where: Mapping[str, object]) -> Iterator[str]:
+    """Settings of `data.clean.drop_where` whose field a row has, for `idle_conditions`."""
+    yield from (_condition(name) for name in drop_where if name in row.meta)
+
+
+def idle_conditions(
+    drop_where: Mapping[str, object], there: Collection[str], *, n_rows: int
+) -> Iterator[tuple[str, str]]:
+    """Settings of `data.clean.drop_where` that can drop no row, as when a name is misspelled: (setting, why).
+
+    Args:
+        there: what `conditions_in` gave for the rows.
+        n_rows: how many there were; of none nothing is said.
+    """
+    for name in drop_where if n_rows else ():
+        if _condition(name) not in there:
+            yield _condition(name), f"no row has a field {name!r}"
+
+
+def _condition(name: str) -> str:
+    return f"data.clean.drop_where.{name}"
 
 
 def idle_fields(

@@ -301,7 +301,9 @@ def _held_out(recipe: Recipe, source: FilesSource | MixSource) -> HoldOut:
 def _mix(source: MixSource) -> Mix:
     refuse_unknown(source.parts, source.weights)
     weights = {name: source.weights.get(name, 1.0) for name in source.parts}
-    return Mix(weights, source.train_rows, source.max_repeats)
+    # Without a number of rows none is repeated: the limit is not read, and refused if set.
+    max_repeats = 1 if source.train_rows is None else source.max_repeats
+    return Mix(weights, source.train_rows, max_repeats)
 
 
 def _limits(recipe: Recipe) -> dict[str, int | None]:
@@ -329,7 +331,7 @@ def _check(recipe: Recipe) -> CheckOptions:
 
 def _check_files(config: DataConfig) -> tuple[Path, ...]:
     """Other files that decide what the checks find: with other content they make another dataset."""
-    schema = config.check.json_schema
+    schema = config.check.json_schema if config.check.domain in ("auto", "json") else None
     return () if schema is None else (Path(schema),)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["KINDS", "BadRow", "Field", "Kind", "RawRow", "Row", "bad_text"]
+__all__ = ["KINDS", "BadRow", "Field", "Kind", "RawRow", "Row", "bad_text", "json_kind"]
 
 Kind = Literal["chat", "pair", "feedback", "problem", "text"]
 KINDS: tuple[Kind, ...] = ("chat", "pair", "feedback", "problem", "text")
@@ -151,3 +151,9 @@ def _content(turn: Mapping[str, Any]) -> str:
     """A turn's text; a turn that only calls tools has none."""
     content = turn.get("content")
     return content if isinstance(content, str) else ""
+
+
+def json_kind(value: object) -> str:
+    """What a parsed JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")

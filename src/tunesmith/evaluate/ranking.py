@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["Contender", "rank"]
+__all__ = ["Contender", "check_rows", "rank"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ class Contender:
     sha256: str
     load: Callable[[torch.dtype], Any]
     is_parent: bool
+
+
+def check_rows(recipe: Recipe, dataset: Artifact) -> None:
+    """Refuse test rows that `rank` would refuse, before any model is made for it.
+
+    Raises:
+        DataError: no test rows, or rows that cannot be judged.
+    """
+    config, found = recipe.evaluate, databases(dataset)
+    task_config = task_for(config, found)
+    examples, _ = held_out_rows(dataset, config.max_rows, recipe.seed)
+    with TASKS.load(task_config.kind)(task_config, found) as task:
+        usable(task, examples)
 
 
 def rank(

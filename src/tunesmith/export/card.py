@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tunesmith.config import Form
-from tunesmith.export.card_merge import merged_method, merged_title
-from tunesmith.export.forms import PATHS, SERVED
-from tunesmith.export.licences import EMBEDDED_ON_HUB, is_embedded, licence_of
+from tunesmith.export.card_merge import (
+    merged_method,
+    merged_results,
+    merged_title,
+    merged_warnings,
+)
+from tunesmith.export.card_usage import usage
+from tunesmith.export.forms import PATHS
+from tunesmith.export.licences import (
+    EMBEDDED_ON_HUB,
+    Licence,
+    chain,
+    is_embedded,
+    licence_file,
+    licence_of,
+    on_card,
+)
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import ExportPlan
 
@@ -37,7 +50,7 @@ def card(plan: ExportPlan, measured: Mapping[Form, FormParity], effect: str = ""
         ),
         _section("Results", _results(plan)),
         _section("Parity of the exported forms", _parity(measured, _made(plan))),
-        _section("How to run", _usage(plan, measured)),
+        _section("How to run", usage(plan, measured)),
         _section("Limits", _limits(plan)),
         _section("Licence", _licence(plan)),
     ]
@@ -71,11 +84,11 @@ def _plain(text: object) -> str:
 
 
 def _front_matter(plan: ExportPlan) -> str:
-    licence, _ = licence_of(plan.base)
+    licence, name = on_card(chain(plan.base, plan.trained, plan.dataset))
     on_hub = EMBEDDED_ON_HUB if is_embedded(plan.base) else plan.base.name
-    lines = ["---", f"base_model: {_yaml(on_hub)}"]
-    if licence:
-        lines.append(f"license: {_yaml(licence)}")
+    lines = ["---", f"base_model: {_yaml(on_hub)}", f"license: {_yaml(licence)}"]
+    if name:
+        lines.append(f"license_name: {_yaml(name)}")
     library = "peft" if "merged" not in plan.limits and "adapter" in plan.limits else "transformers"
     lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
     method = plan.trained.facts.get("method", {}).get("kind")
@@ -149,7 +162,7 @@ def _method(facts: Mapping[str, Any], effect: str) -> Iterator[str]:
             yield f"| {label} | {_value(facts[name])} |"
     if facts.get("energy_joules") is None:
         yield ""
-        yield "Energy was not measured: the system that trained it shows no energy counter."
+        yield "Energy was not measured."
     yield from _quantised(facts.get("quantised_base"))
     if effect:
         yield f"Measured on the prompts below: {_plain(effect)}."
@@ -180,12 +193,15 @@ def _results(plan: ExportPlan) -> Iterator[str]:
     if plan.report is None:
         yield "Not evaluated: no report was given to the export."
         if _is_merge(plan):
-            yield "`tunesmith merge --evaluate` holds a merge against its parents, in a folder of its own."
+            yield "`tunesmith merge --evaluate` holds a merge against its parents."
+        return
+    if plan.report.kind == "rank":
+        yield from merged_results(plan.report, plan.dataset.sha256, _plain)
         return
     facts = plan.report.facts
     gain = facts["gain"]
     level = f"{100 * gain['confidence']:g} %"
-    yield f"Task `{_plain(facts['task'])}` on n = {facts['n']} held-out rows, greedy decoding."
+    yield f"Task {_plain(facts['task'])} on n = {facts['n']} held-out rows, greedy decoding."
     yield ""
     yield f"| model | correct | accuracy | {level} interval |"
     yield "|---|---|---|---|"
@@ -225,15 +241,28 @@ def _parity(measured: Mapping[Form, FormParity], made: str) -> Iterator[str]:
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"
     for form, parity in measured.items():
-        dlogit = "" if parity.max_abs_dlogit is None else f"{parity.max_abs_dlogit:.3g}"
         bound = "at least " if parity.kl.startswith("lower bound") else ""
         yield (
             f"| {form} | `{PATHS[form]}` | {100 * parity.greedy_agreement:.2f} % | "
             f"{100 * parity.limits['greedy_agreement']:g} % | {bound}{parity.mean_kl:.3g} | "
-            f"{_perplexity(parity)} | {dlogit} | {100 * parity.same_answers:.1f} % |"
+            f"{_perplexity(parity)} | {_largest(parity)} | {100 * parity.same_answers:.1f} % |"
         )
     yield ""
+    if any(parity.max_abs_dlogprob is not None for parity in measured.values()):
+        yield (
+            "(log-prob.): llama.cpp gives no logits; this is the largest difference of a log-probability, in nats, "
+            "among its 64 most likely tokens at each position."
+        )
+        yield ""
     yield "All figures, with the hash of each measured file, are in `parity.json`."
+
+
+def _largest(parity: FormParity) -> str:
+    if parity.max_abs_dlogit is not None:
+        return f"{parity.max_abs_dlogit:.3g}"
+    if parity.max_abs_dlogprob is None:
+        return ""
+    return f"{parity.max_abs_dlogprob:.3g} (log-prob.)"
 
 
 def _perplexity(parity: FormParity) -> str:
@@ -242,124 +271,28 @@ def _perplexity(parity: FormParity) -> str:
     return f"{parity.perplexity:.4g} ({100 * (parity.perplexity_ratio - 1):+.2f} %)"
 
 
-def _usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[str]:
-    ggufs = [PATHS[form] for form in SERVED if form in measured]
-    if ggufs:
-        yield f"llama.cpp:\n\n```sh\nllama-server -m {ggufs[0]} --jinja --temp 0\n```\n"
-        yield "Ollama:\n\n```sh\nollama create my-model -f Modelfile\nollama run my-model\n```\n"
-    if "merged" in measured:
-        yield "transformers:\n\n```python\n" + _TRANSFORMERS + "```\n"
-        yield (
-            "vLLM (this command was not run by the export):\n\n```sh\nvllm serve ./merged\n```\n"
-        )
-    if "adapter" in measured:
-        yield "PEFT, on the base model:\n\n```python\n" + _peft(plan) + "```\n"
-    if "gguf-lora" in measured:
-        yield (
-            "llama.cpp, the adapter on the base model's own GGUF file (not in this bundle):\n\n"
-            f"```sh\nllama-server -m base.gguf --lora {PATHS['gguf-lora']} --jinja --temp 0\n```\n"
-        )
-    for form, packages in _WITH_TRANSFORMERS.items():
-        if form in measured:
-            yield (
-                f"`{form}`: the transformers lines, with `{PATHS[form]}` for `merged`; needs "
-                f"`pip install {packages}`.\n"
-                if "merged" in measured
-                else f"transformers (`pip install {packages}`):\n\n```python\n"
-                + _TRANSFORMERS.replace('"merged"', json.dumps(PATHS[form]))
-                + "```\n"
-            )
-    packed = [PATHS[form] for form in _ON_VLLM if form in measured]
-    if packed:
-        yield f"vLLM (this command was not run by the export):\n\n```sh\nvllm serve ./{packed[0]}\n```\n"
-    if "onnx" in measured:
-        yield (
-            "onnxruntime-genai (`pip install onnxruntime-genai`):\n\n```python\n" + _ONNX + "```\n"
-        )
-
-
-def _peft(plan: ExportPlan) -> str:
-    if is_embedded(plan.base):
-        return _PEFT_EMBEDDED
-    if "/" in plan.base.name:
-        return _PEFT.format(base=json.dumps(plan.base.name), note="")
-    base = json.dumps(f"path/to/{plan.base.name}")
-    return _PEFT.format(base=base, note="  # the folder with its weights")
-
-
-_TRANSFORMERS = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("merged")
-model = AutoModelForCausalLM.from_pretrained("merged")
-messages = [{"role": "user", "content": "..."}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-answer = model.generate(**inputs, max_new_tokens=128, do_sample=False)
-print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-"""
-_WITH_TRANSFORMERS: Mapping[Form, str] = {
-    "pruned": "transformers",
-    "awq": "transformers compressed-tensors",
-    "gptq": "transformers compressed-tensors",
-    "bnb-int8": "transformers accelerate bitsandbytes",
-    "bnb-nf4": "transformers accelerate bitsandbytes",
-    "torchao-int8": "transformers torchao",
-    "torchao-int4": "transformers torchao",
-}
-"""Form -> what transformers needs to load it."""
-_ON_VLLM: tuple[Form, ...] = ("awq", "gptq")
-_ONNX = """\
-import json
-
-import onnxruntime_genai as og
-
-model = og.Model("onnx")
-tokenizer = og.Tokenizer(model)
-question = json.dumps([{"role": "user", "content": "..."}])
-prompt = tokenizer.encode(tokenizer.apply_chat_template(question, add_generation_prompt=True))
-settings = og.GeneratorParams(model)
-settings.set_search_options(max_length=len(prompt) + 128, do_sample=False)
-generator = og.Generator(model, settings)
-generator.append_tokens(prompt)
-while not generator.is_done():
-    generator.generate_next_token()
-print(tokenizer.decode(generator.get_sequence(0)[len(prompt):]))
-"""
-_PEFT = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base}){note}
-model = PeftModel.from_pretrained(base, "adapter")
-"""
-_PEFT_EMBEDDED = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-from tunesmith.config import ModelConfig
-from tunesmith.models.load import resolve_base
-
-folder = resolve_base(ModelConfig(base="embedded")).dir  # the dequantised weights
-base = AutoModelForCausalLM.from_pretrained(folder)
-model = PeftModel.from_pretrained(base, "adapter")
-"""
-
-
 def _limits(plan: ExportPlan) -> Iterator[str]:
     if plan.report is not None:
         yield (
             f"- The figures above hold for the task and the {plan.report.facts['n']} rows they were "
             "measured on; other questions were not tested."
         )
-        for warning in plan.report.facts.get("warnings", ()):
+        is_ranking = plan.report.kind == "rank"
+        warnings = (
+            merged_warnings(plan.report) if is_ranking else plan.report.facts.get("warnings", ())
+        )
+        for warning in warnings:
             yield f"- {_plain(warning)}"
     else:
         yield "- Nothing is known here about the quality of its answers: no evaluation is part of this export."
     if plan.system is not None:
         rows = "row of that dataset" if _is_merge(plan) else "training row"
         yield f"- Every {rows} had the same system message; without it, answers were not tested."
+    if plan.renderer.other_templates:
+        yield (
+            f"- The base's tokenizer has further chat templates ({_plain(', '.join(plan.renderer.other_templates))}); "
+            "the forms hold the one that was asked with alone."
+        )
     yield "- It was not tested for harmful, biased or false answers."
 
 
@@ -372,13 +305,31 @@ def _licence(plan: ExportPlan) -> Iterator[str]:
             f"The licence of the base model {_plain(plan.base.name)} is not recorded in its folder: "
             "look it up before you pass this model on."
         )
-    if _is_merge(plan):
-        yield "The licences of what the merged models were trained on are not recorded here; their terms apply as well."
-        return
-    report = plan.dataset.read_json("report.json") if "report.json" in plan.dataset.files else {}
-    stated = (report.get("card") or {}).get("license")
+    if file := licence_file(plan.base):
+        yield (
+            f"The text of its licence is in its folder as `{_plain(file)}`, and not in this bundle: pass it on with "
+            "the weights."
+        )
+    links = chain(plan.base, plan.trained, plan.dataset)
+    yield from _merged_licences(links) if _is_merge(plan) else _data_licence(links)
+    yield "The weights here are derived from all of these."
+
+
+def _data_licence(links: Sequence[Licence]) -> Iterator[str]:
+    stated = links[-1].name
     if stated:
         yield f"Training data: `{_plain(stated)}`, as its sealed dataset says."
     else:
         yield "The licence of the training data is not stated in its dataset; its own terms apply as well."
-    yield "The weights here are derived from both."
+
+
+def _merged_licences(links: Sequence[Licence]) -> Iterator[str]:
+    """Of what the merged models were trained on, and of whole models that nobody sealed."""
+    for of, what in (("data", "Training data of the merged models"), ("model", "Merged models")):
+        names = [f"`{_plain(link.name)}`" for link in links if link.of == of and link.name]
+        if any(link.of == of and not link.name for link in links):
+            names.append(
+                "one or more whose licence is not known here; their own terms apply as well"
+            )
+        if names:
+            yield f"{what}: {', '.join(names)}."

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["merged_method", "merged_title"]
+from tunesmith.store import Artifact
+
+__all__ = ["merged_method", "merged_results", "merged_title", "merged_warnings"]
 
 _FOLDERS = ("adapter", "model", "merged")
 """Names of folders in sealed artifacts, which tell nothing of the model."""
@@ -57,6 +59,60 @@ def merged_method(facts: Mapping[str, Any], plain: Callable[[object], str]) -> I
             f"{100 * effect['greedy_agreement']:.1f} % of {effect['positions']} positions, loss "
             f"{effect['nats_on_quantised']:.3f} nats there, {effect['nats_on_original']:.3f} here."
         )
+
+
+def merged_results(
+    ranking: Artifact, dataset_sha256: str, plain: Callable[[object], str]
+) -> Iterator[str]:
+    """The merge and its parents on the same test rows, as they were measured.
+
+    Args:
+        ranking: the sealed comparison.
+        dataset_sha256: of the dataset that the forms were compared on.
+        plain: makes text of the user Markdown of one line.
+    """
+    facts = ranking.facts
+    level = f"{100 * facts['confidence']:g} %"
+    yield f"Task {plain(facts['task'])} on n = {facts['n']} held-out rows, greedy decoding."
+    data = next(parent.sha256 for parent in ranking.parents if parent.kind == "data")
+    if data != dataset_sha256:
+        yield (
+            "They are of another dataset than the one that the forms were compared on (manifest SHA-256 "
+            f"`{data[:16]}`)."
+        )
+    yield ""
+    yield f"| model | correct | accuracy | {level} interval | points against the best parent | p |"
+    yield "|---|---|---|---|---|---|"
+    for model in facts["models"]:
+        name = plain(_name(model["name"])) if model["is_parent"] else "this model"
+        low, high = model["interval"]
+        yield (
+            f"| {name} | {model['correct']} of {facts['n']} | {100 * model['accuracy']:.1f} % | "
+            f"{100 * low:.1f} to {100 * high:.1f} % | {_against(model['against_best'])}"
+        )
+    gain = next((m["against_best"] for m in facts["models"] if m["against_best"]), None)
+    if gain is not None:
+        yield ""
+        yield (
+            f"The best parent is {plain(_name(facts['best_parent']))}. Points are of the same rows, with "
+            f"{level} interval ({plain(gain['method'])}); p is of the exact McNemar test."
+        )
+
+
+def _against(gain: Mapping[str, Any] | None) -> str:
+    if gain is None:
+        return "best parent | |"
+    low, high = gain["interval_points"]
+    points = f"{gain['points']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{points}: {gain['verdict']} | {gain['p_value']:.3g} |"
+
+
+def merged_warnings(ranking: Artifact) -> Iterator[str]:
+    """What must be known of the comparison, its models by their last names alone."""
+    for warning in ranking.facts["warnings"]:
+        for model in ranking.facts["models"]:
+            warning = warning.replace(model["name"], _name(model["name"]))
+        yield warning
 
 
 def _name(path: str) -> str:

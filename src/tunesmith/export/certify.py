@@ -1,4 +1,4 @@
-"""Measure one exported form: load it as its users will, ask it, and compare."""
+"""Measure one exported form: load its written files by the program that its users have, ask it, and compare."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.config import Form, ModelConfig
 from tunesmith.errors import ModelError, ParityError
 from tunesmith.export.forms import KINDS, PATHS, FormKind, Limits, Sources, finite
-from tunesmith.export.metadata import GgufFacts, read_facts, read_metadata
+from tunesmith.export.metadata import read_facts, read_metadata
 from tunesmith.export.parity import FormParity, Tally
 from tunesmith.export.quantise.policy import FILE_TYPES
 from tunesmith.export.reference import Given, Reference, own_logprobs
+from tunesmith.export.settings import check_settings, check_vocabulary
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.load import load_tokenizer
 from tunesmith.store import sha256_of_file
@@ -85,7 +86,8 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
 
     Raises:
         ParityError: template, stop token or vocabulary are not the trained ones, a GGUF file is of
-            another type than its name says, or the form computes numbers that are not finite.
+            another type than its name says, a setting is not that of what the form was made from, or
+            the form computes numbers that are not finite.
         ModelError, EngineError: the form cannot be loaded.
     """
     began = time.monotonic()
@@ -97,6 +99,7 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
         _check_file_type(form, place)
     else:
         fingerprint = _check_folder(place if kind.template == "folder" else None, bundle, renderer)
+    settings = check_settings(form, place, expected.sources)
     asked = _ask(kind, place, expected)
     logprob = reference.given_logprob
     return FormParity(
@@ -113,6 +116,7 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
         engine=asked.engine,
         sha256=sha256,
         asked=reference.identity,
+        settings=settings,
         seconds=round(time.monotonic() - began, 3),
         **asked.tally.figures(),
     )
@@ -258,7 +262,7 @@ def _check_gguf(path: Path, bundle: Path, renderer: ChatRenderer) -> str:
         raise ParityError(
             f"the chat template in {path.name} is not the trained one, letter by letter"
         )
-    _check_vocabulary(facts, path, renderer)
+    check_vocabulary(facts, path, renderer)
     return found.fingerprint
 
 
@@ -276,30 +280,6 @@ def _renderer(tokenizer: Any, place: Path) -> ChatRenderer:
             f"the chat template in {place.name} is not the trained one: {error.what}"
         ) from error
     return found
-
-
-def _check_vocabulary(facts: GgufFacts, path: Path, renderer: ChatRenderer) -> None:
-    tokenizer = renderer.tokenizer
-    if facts.eos_id != tokenizer.eos_token_id:
-        raise ParityError(
-            f"{path.name} ends answers at token {facts.eos_id}, the trained model at "
-            f"{tokenizer.eos_token_id}"
-        )
-    if facts.model != "gpt2":
-        return  # Other tokenizers' texts are stored in another spelling.
-    if not facts.pre or facts.pre == "default":
-        raise ParityError(
-            f"{path.name} does not say how text is split before the merges (tokenizer.ggml.pre)"
-        )
-    wanted = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(facts.tokens)))))
-    wrong = [i for i, text in enumerate(wanted) if text is not None and text != facts.tokens[i]]
-    added = set(tokenizer.get_added_vocab().values())
-    wrong = [i for i in wrong if i not in added]
-    if wrong or len(facts.tokens) < len(tokenizer):
-        raise ParityError(
-            f"the vocabulary of {path.name} is not the trained one: {len(facts.tokens)} tokens for "
-            f"{len(tokenizer)}, {len(wrong)} differ"
-        )
 
 
 def _check_file_type(form: Form, path: Path) -> None:

@@ -18,7 +18,7 @@ from tunesmith.export.families import check_family, exact_context
 from tunesmith.export.gguf_tokenizer import is_byte_level, name_for, tokenizer_folder, with_rules
 from tunesmith.store import storage_errors
 
-__all__ = ["check_convertible", "open_converter", "to_gguf"]
+__all__ = ["check_convertible", "known_rule", "open_converter", "to_gguf"]
 
 Quantisation = Literal["f32", "f16", "q8_0"]
 
@@ -55,7 +55,7 @@ def check_convertible(folder: Path) -> None:
         raise ModelError(
             f"the model in {folder} cannot be converted to GGUF",
             why=f"llama.cpp's converter says: {error}",
-            fix="leave the GGUF forms out: --set 'export.forms=[adapter, merged]'",
+            fix="leave the GGUF forms out of export.forms, such as --set 'export.forms=[merged]'",
         ) from error
 
 
@@ -93,6 +93,20 @@ def open_converter(
         )
     _limit_context(converter, exact_context(hparams))
     return converter
+
+
+def known_rule(tokenizer: Any) -> str | None:
+    """llama.cpp's name for how a tokenizer splits text, by what it makes of one text; None when that is not known.
+
+    Raises:
+        EnvironmentProblem: the converter is not installed.
+    """
+    ask = _converter().TextModel.get_vocab_base_pre
+    try:
+        with _silenced():
+            return str(ask(None, tokenizer))
+    except NotImplementedError:
+        return None
 
 
 def to_gguf(source: Path, target: Path, quantisation: Quantisation, name: str) -> None:
@@ -134,7 +148,7 @@ def _refusing(source: Path, quantisation: Quantisation) -> Iterator[None]:
         raise ModelError(
             f"{source} cannot be converted to GGUF ({quantisation})",
             why=f"llama.cpp's converter raised {type(error).__name__}: {error}",
-            fix="leave the GGUF forms out: --set 'export.forms=[adapter, merged]'",
+            fix="leave the GGUF forms out of export.forms, such as --set 'export.forms=[merged]'",
         ) from error
 
 

@@ -67,7 +67,7 @@ def check_family(config: Config, folder: Path) -> None:
         raise ModelError(
             f"the model in {folder} would answer otherwise as GGUF:\n{listed(problems)}",
             why=f"llama.cpp computes {kind} models without these settings, and says nothing",
-            fix="leave the GGUF forms out: --set 'export.forms=[adapter, merged]'",
+            fix="leave the GGUF forms out of export.forms, such as --set 'export.forms=[merged]'",
         )
 
 

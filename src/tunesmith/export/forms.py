@@ -119,7 +119,9 @@ Answers = Callable[
 ]
 """(file or folder, sources, rows, starts) -> for each row (tokens, vocabulary) logits from its start on."""
 Opener = Callable[[Path, ModelConfig, "ChatRenderer", int], "Backend"]
-"""(file or folder, the recipe's model, renderer, longest prompt and answer) -> an engine that answers."""
+"""(file or folder, the recipe's model, renderer, longest prompt and answer) -> an engine that answers.
+
+A form with `on` gets the file of that name in the place of the recipe's model."""
 Own = Literal["folder", "gguf", "bundle"]
 
 
@@ -136,7 +138,8 @@ class FormKind:
         answers: "module:function" of an `Answers`; empty for what llama.cpp runs.
         ask: "module:function" (place, sources, reference) -> `certify.Asked`, for what llama.cpp runs
             otherwise than as a model file of its own.
-        open: "module:function" of an `Opener`; empty when it cannot be timed by itself.
+        open: "module:function" of an `Opener`.
+        on: GGUF file of the base that it is put on and the bundle does not hold; made to ask or time it.
         packages: what computes its answers.
         extra: the pip extra that brings them.
         needs_merge: whether it is made from the merged weights; else from the adapter.
@@ -152,6 +155,7 @@ class FormKind:
     answers: str = ""
     ask: str = ""
     open: str = ""
+    on: str = ""
     packages: tuple[str, ...] = ("transformers",)
     extra: str = "export"
     needs_merge: bool = True
@@ -164,23 +168,16 @@ class FormKind:
         Raises:
             EnvironmentProblem: a package that it needs is not installed.
         """
-        self.check_installed()
         writer: Writer = self._load(self.write)
         return writer
 
-    def check_installed(self) -> None:
-        """Look for its packages without importing them.
-
-        Raises:
-            EnvironmentProblem: one is not installed; names the extra that brings it.
-        """
-        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        if missing:
-            extras = sorted({_EXTRAS.get(name, self.extra) for name in missing})
-            raise EnvironmentProblem(
-                f"making {self.path} needs {', '.join(missing)}: not installed",
-                fix=f"pip install 'tunesmith[{','.join(extras)}]', or leave it out of export.forms",
-            )
+    def missing(self) -> dict[str, str]:
+        """Its packages that are not installed, and the extra that brings each."""
+        return {
+            name: _EXTRAS.get(name, self.extra)
+            for name in self.needs
+            if importlib.util.find_spec(name) is None
+        }
 
     def asker(self) -> Answers:
         """The function that asks it.
@@ -308,7 +305,9 @@ KINDS: Mapping[Form, FormKind] = {
         Limits(0.99, 1e-3, 1.01),
         0.0,
         "bundle",
-        ask="gguf_lora:ask",
+        ask="gguf_base:ask",
+        open="gguf_base:open_lora",
+        on="base-f32.gguf",
         packages=("xllamacpp",),
         needs_merge=False,
         needs=_GGUF,

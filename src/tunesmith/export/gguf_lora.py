@@ -19,19 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError, listed
-from tunesmith.export.convert import open_converter, to_gguf
-from tunesmith.store import storage_errors, writing
+from tunesmith.export.convert import open_converter
+from tunesmith.export.patterns import values_by_pattern
+from tunesmith.store import storage_errors
 
 if TYPE_CHECKING:
     import torch
 
-    from tunesmith.export.certify import Asked
     from tunesmith.export.forms import Sources
-    from tunesmith.export.reference import Reference
 
-__all__ = ["ask", "base_gguf", "write", "write_lora"]
+__all__ = ["write", "write_lora"]
 
-BASE_GGUF = "base-f32.gguf"
 MERGE_INSTEAD = (
     "export it merged: leave `gguf-lora` out of export.forms, and take `merged` or a GGUF form"
 )
@@ -213,8 +211,19 @@ def _pairs(adapter: Path, config: Mapping[str, Any], converter: Any) -> list[Pai
             fix=MERGE_INSTEAD if rest else "restore its files, or train again",
         )
     embeddings = {_split(key)[0] for key in tensors if ".lora_embedding_" in key}
+    ranks, alphas = (
+        values_by_pattern(config.get(key), found, f"{key} of the adapter in {adapter}")
+        for key in ("rank_pattern", "alpha_pattern")
+    )
     return [
-        _pair(module, parts["A"], parts["B"], module in embeddings, config)
+        _pair(
+            module,
+            (parts["A"], parts["B"]),
+            int(ranks.get(module, config["r"])),
+            float(alphas.get(module, config["lora_alpha"])),
+            is_embedding=module in embeddings,
+            is_rslora=bool(config.get("use_rslora")),
+        )
         for module, parts in sorted(found.items())
     ]
 
@@ -263,15 +272,18 @@ def _eager(tensor: Any) -> Any:
 
 
 def _pair(
-    module: str, a: torch.Tensor, b: torch.Tensor, is_embedding: bool, config: Mapping[str, Any]
+    module: str,
+    halves: tuple[torch.Tensor, torch.Tensor],
+    rank: int,
+    alpha: float,
+    *,
+    is_embedding: bool,
+    is_rslora: bool,
 ) -> Pair:
     """The pair with the scale that `peft.tuners.lora.LoraModel` gives this module."""
     import torch
-    from peft.utils.other import get_pattern_key
 
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = int(ranks.get(get_pattern_key(ranks.keys(), module), config["r"]))
-    alpha = float(alphas.get(get_pattern_key(alphas.keys(), module), config["lora_alpha"]))
+    a, b = halves
     if (a.dim(), b.dim()) != (2, 2) or a.shape[0] != rank or b.shape[1] != rank:
         raise ModelError(
             f"the adapter's {module} has A of {tuple(a.shape)} and B of {tuple(b.shape)}, "
@@ -283,7 +295,7 @@ def _pair(
             f"the adapter's {module} holds numbers that are not finite",
             fix="train again: its weights are damaged, or the training diverged",
         )
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = alpha / (math.sqrt(rank) if is_rslora else rank)
     return Pair(module, a, b, scale, is_embedding)
 
 
@@ -370,29 +382,3 @@ def _stored(pair: Pair, converter: Any) -> tuple[str, Any]:
             fix=f"give the base that it was trained on; else {MERGE_INSTEAD}",
         )
     return name, converter.model_tensors[name]()
-
-
-def base_gguf(sources: Sources) -> Path:
-    """The base as a float32 GGUF file below `scratch`; made at the first call.
-
-    Raises:
-        ModelError: the converter cannot write this model.
-        StorageError: the disk refuses.
-    """
-    path = sources.scratch / BASE_GGUF
-    if not path.is_file():
-        with writing(path) as temporary:
-            to_gguf(sources.base.dir, temporary, "f32", sources.base.name)
-    return path
-
-
-def ask(place: Path, sources: Sources, reference: Reference) -> Asked:
-    """Teacher forcing and a few free answers through the base in float32 with the adapter on it.
-
-    Raises:
-        ParityError: an answer goes on beyond the stop token, or numbers are not finite.
-        ModelError: llama.cpp refuses the file.
-    """
-    from tunesmith.export.certify import ask_llama
-
-    return ask_llama(base_gguf(sources), reference, adapter=place)

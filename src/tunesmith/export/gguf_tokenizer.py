@@ -22,8 +22,10 @@ from tunesmith.errors import ModelError
 
 __all__ = [
     "is_byte_level",
+    "is_named",
     "keep_model_file",
     "name_for",
+    "rule_in",
     "rule_of",
     "tokenizer_folder",
     "with_rules",
@@ -53,6 +55,19 @@ RULES: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "smollm": (("digits", "bytes, split"), False),
 }
 """llama.cpp's name of a rule (its src/llama-vocab.cpp) -> its steps, and whether whole words skip the merges."""
+_RULE_OF_NAME: Mapping[str, str] = {
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral"), "llama-bpe"),
+    **dict.fromkeys(("midm-2.0", "lfm2", "jina-v5-nano"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2"), "qwen2"),
+    **dict.fromkeys(("hunyuan", "solar-open", "grok-2"), "qwen2"),
+    **dict.fromkeys(("phi-2", "gigachat", "a.x-4.0", "mellum", "modern-bert", "mpt"), "gpt-2"),
+    **dict.fromkeys(("jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de"), "gpt-2"),
+    **dict.fromkeys(("jina-v2-code", "roberta-bpe", "exaone4", "olmo", "jais"), "gpt-2"),
+    **dict.fromkeys(("trillion", "granite-docling"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone"), "smollm"),
+    "minerva-7b": "smollm",
+}
+"""Another name -> the rule above by which llama.cpp splits text under it (its src/llama-vocab.cpp)."""
 PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
 _PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -73,12 +88,22 @@ def rule_of(folder: Path) -> str | None:
     converter knows tokenizers.
     """
     words = _read(folder)
-    if words is None or not _is_byte_level(words):
+    return None if words is None else rule_in(words)
+
+
+def rule_in(words: Mapping[str, Any]) -> str | None:
+    """The same for what stands in a `tokenizer.json`."""
+    if not _is_byte_level(words):
         return None
     steps = words.get("pre_tokenizer") or {}
     found = tuple(_step(step) for step in steps.get("pretokenizers", [steps]))
     whole = bool(words["model"].get("ignore_merges"))
     return next((name for name, rule in RULES.items() if rule == (found, whole)), None)
+
+
+def is_named(name: str, rule: str) -> bool:
+    """Whether llama.cpp splits text by `rule` when a file names it `name`."""
+    return _RULE_OF_NAME.get(name, name) == rule
 
 
 def is_byte_level(folder: Path) -> bool:

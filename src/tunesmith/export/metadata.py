@@ -9,7 +9,10 @@ from pathlib import Path
 from tunesmith.errors import ModelError
 from tunesmith.models.files import read_metadata
 
-__all__ = ["GgufFacts", "read_facts", "read_metadata"]
+__all__ = ["FLOAT32", "GgufFacts", "read_facts", "read_metadata"]
+
+FLOAT32 = "model-f32.gguf"
+"""The merged model as GGUF in float32, below an export's scratch: what every GGUF form is quantised from."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class FormParity:
         engine: what computed the form's side.
         sha256: hash of each file that was measured.
         asked: hash of what it was asked; see `Reference.identity`.
+        settings: what its settings were held against, key by key, or that it was no longer there.
     """
 
     form: str
@@ -86,6 +87,7 @@ class FormParity:
     sha256: Mapping[str, str]
     asked: str
     seconds: float
+    settings: str = ""
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -101,9 +103,13 @@ class FormParity:
 
     def beyond(self) -> list[str]:
         """What is beyond its limit, as texts with figure and limit."""
-        found = []
+        return list(self.figures_beyond().values())
+
+    def figures_beyond(self) -> dict[str, str]:
+        """Name of each figure that is beyond its limit, and that text."""
+        found: dict[str, str] = {}
         if not self.greedy_agreement >= self.limits["greedy_agreement"]:
-            found.append(
+            found["greedy_agreement"] = (
                 f"greedy agreement {_apart(self.greedy_agreement, self.limits['greedy_agreement'])} "
                 f"is below the limit {self.limits['greedy_agreement']:g} ({self.positions} positions, {_clear(self)})"
             )
@@ -111,14 +117,14 @@ class FormParity:
             value = getattr(self, name)
             limit = self.limits.get(name, math.inf)
             if value is not None and not value <= limit:
-                found.append(f"{what} {_apart(value, limit)} is above the limit {limit:g}")
+                found[name] = f"{what} {_apart(value, limit)} is above the limit {limit:g}"
         ratio, limit = self.perplexity_ratio, self.limits.get("perplexity_ratio", math.inf)
         nats = self._nats
         if ratio is not None and not is_as_likely(ratio, limit, nats):
             allowed = f"limit {limit:g}" + (
                 f" for each of {nats:.3g} nats a token" if nats > 1 else ""
             )
-            found.append(
+            found["perplexity_ratio"] = (
                 f"perplexity over the trained model's {_apart(ratio, limit)} is more than the factor that the "
                 f"{allowed} allows, up or down"
             )
@@ -278,8 +284,8 @@ def refuse_below(
     Raises:
         ParityError: names every such form with figure and limit.
     """
-    found = {form: figures.beyond() for form, figures in measured.items()}
-    lines = [f"{form}: {text}" for form, texts in found.items() for text in texts]
+    found = {form: figures.figures_beyond() for form, figures in measured.items()}
+    lines = [f"{form}: {text}" for form, texts in found.items() for text in texts.values()]
     lines += [f"{form}: {problem}" for form, problem in problems.items()]
     if not lines:
         return
@@ -288,9 +294,21 @@ def refuse_below(
         f"{len(set(failed))} of {len(set(measured) | set(problems))} exported forms "
         f"differ from the trained model:\n{listed(lines)}",
         why="the bundle would answer otherwise than the model that was judged; nothing was sealed",
-        fix="run the export again; if it stays so, leave the form out of export.forms, or accept "
-        f"the difference: --set export.limits.{failed[0]}.FIGURE=VALUE, where FIGURE is one of "
-        f"greedy_agreement, mean_kl, perplexity_ratio, max_abs_dlogit (the figures are in {kept})",
+        fix="run the export again; if it stays so, leave the form out of export.forms"
+        + _accepted(found, kept),
+    )
+
+
+def _accepted(found: Mapping[Form, Mapping[str, str]], kept: Path) -> str:
+    """How a difference is accepted, where there is a figure; one form stands for the others."""
+    beyond = {form: list(texts) for form, texts in found.items() if texts}
+    if not beyond:
+        return ""
+    form, figures = next(iter(beyond.items()))
+    several = sum(map(len, beyond.values())) > 1
+    return (
+        f", or accept what was measured ({kept}) by its limit: "
+        f"--set export.limits.{form}.{figures[0]}=VALUE" + (", and so on" if several else "")
     )
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from tunesmith.config import DEFAULT_FORMS, ExportConfig, Form, Recipe, refuse_unread
 from tunesmith.errors import ConfigError, DataError, StorageError
+from tunesmith.export.check.apart import refuse_endless_template
 from tunesmith.export.convert import check_convertible
 from tunesmith.export.folders.prune import check_count
 from tunesmith.export.forms import KINDS, PATHS, Limits
+from tunesmith.export.packages import check_packages
 from tunesmith.export.reference import Given, given_rows
 from tunesmith.models.adapters import check_base, has_adapter
 from tunesmith.models.chat import ChatRenderer, turns_of
@@ -113,7 +115,9 @@ def plan_export(
         check_convertible(base.dir)
     if prune_layers is not None:
         check_count(prune_layers, base.dir)
-    renderer = ChatRenderer(load_tokenizer(base))
+    tokenizer = load_tokenizer(base)
+    refuse_endless_template(tokenizer, base.dir)
+    renderer = ChatRenderer(tokenizer)
     renderer.check_same(trained)
     rows, split = _rows(dataset, n_prompts)
     tensors = stored_tensors(base.dir)
@@ -162,11 +166,15 @@ def _check_forms(recipe: Recipe, forms: Iterable[Form], trained: Artifact) -> No
     where = f"export.forms ({recipe.origin('export.forms')})"
     adapters = [form for form in forms if not KINDS[form].needs_merge]
     if adapters and not has_adapter(trained):
+        others = [form for form in forms if form not in adapters] or ["merged"]
         raise ConfigError(
-            f"{where} holds `{adapters[0]}`, but {trained.dir} holds no adapter",
-            why="all weights were trained",
-            fix="--set 'export.forms=[merged, gguf-f16, gguf-q8_0]'",
+            f"{where} holds {' and '.join(f'`{form}`' for form in adapters)}, but {trained.dir} holds no adapter",
+            why="it is one whole model; --method concat makes an adapter of adapters"
+            if trained.kind == "merge"
+            else "all weights were trained",
+            fix=f"--set 'export.forms=[{', '.join(others)}]'",
         )
+    check_packages(forms)
     for form in forms:
         KINDS[form].writer()
 

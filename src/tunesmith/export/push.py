@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ __all__ = ["Pushed", "Upload", "push", "uploads"]
 
 TOKEN_VARIABLE = "HF_TOKEN"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_ALWAYS = ("README.md", "parity.json")
-_WHOLE = "."
+_CERTIFICATE = "parity.json"
+_ALWAYS = ("README.md", _CERTIFICATE)
+_TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Pushed:
 
     Attributes:
         url: the commit; empty after a dry run.
+        public: whether everybody can read it; None when nobody was asked.
     """
 
     repository: str
     url: str
     files: tuple[Upload, ...]
+    public: bool | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -59,8 +63,8 @@ def uploads(bundle: Artifact, repository: str, forms: Sequence[str] = ()) -> tup
     """The files to upload, in order of their names.
 
     All forms keep the layout of the sealed folder, so that hashes and signature can be checked on the
-    other side. A single form that is a folder goes to the root, where libraries look for it, and the
-    card's snippets name the repository.
+    other side. A single form that is a folder goes to the root, where libraries look for it, with the
+    tokenizer beside it; the card's snippets name the repository, and the certificate the files as they are there.
 
     Raises:
         ConfigError: the bundle has no such form.
@@ -76,11 +80,16 @@ def uploads(bundle: Artifact, repository: str, forms: Sequence[str] = ()) -> tup
         return tuple(_whole(bundle))
     chosen: list[Form] = [form for form in has if form in forms]
     alone = chosen[0] if len(chosen) == 1 and not has[chosen[0]].endswith(".gguf") else None
-    found = list(_some(bundle, [has[form] for form in chosen], has[alone] if alone else None))
+    root = [] if alone is None else [has[alone]]
+    if alone is not None and KINDS[alone].template == "bundle":
+        root.append(_TOKENIZER)  # Its folder has none of its own.
+    found = list(_some(bundle, [has[form] for form in chosen], root))
     served = _served(has, has), _served(has, chosen)
     if served[1] is None:
         found = [file for file in found if file.name != "Modelfile"]
     found = [_partial(_renamed(_card(file, repository, alone), *served), chosen) for file in found]
+    if alone is not None:
+        found = [_certificate(file, alone) for file in found]
     return tuple(sorted(found, key=lambda file: file.name))
 
 
@@ -99,13 +108,15 @@ def _whole(bundle: Artifact) -> Iterator[Upload]:
         yield Upload(path, name, path.stat().st_size)
 
 
-def _some(bundle: Artifact, paths: Sequence[str], root: str | None) -> Iterator[Upload]:
+def _some(bundle: Artifact, paths: Sequence[str], root: Sequence[str]) -> Iterator[Upload]:
+    """The files of some forms, and what every push has; those of the folders `root` go to the root."""
     for name, entry in bundle.files.items():
-        first = name.partition("/")[0]
-        if first in paths:
-            shown = name.removeprefix(f"{root}/") if root == first else name
-            yield Upload(bundle.dir / name, shown, entry.bytes)
-        elif name in (*_ALWAYS, "Modelfile") or (first == "tokenizer" and root is None):
+        first, _, rest = name.partition("/")
+        if first in root:
+            yield Upload(bundle.dir / name, rest, entry.bytes)
+        elif (
+            first in paths or name in (*_ALWAYS, "Modelfile") or (first == _TOKENIZER and not root)
+        ):
             yield Upload(bundle.dir / name, name, entry.bytes)
 
 
@@ -114,11 +125,38 @@ def _card(file: Upload, repository: str, alone: Form | None) -> Upload:
     if file.name != "README.md" or alone is None:
         return file
     folder = KINDS[alone].path
-    text = file.source.read_text(encoding="utf-8").replace(
-        f'from_pretrained("{folder}")', f'from_pretrained("{repository}")'
-    )
-    text = text.replace(f'(base, "{folder}")', f'(base, "{repository}")')
-    text = text.replace(f"vllm serve ./{folder}\n", f"vllm serve {repository}\n")
+    text = file.source.read_text(encoding="utf-8")
+    told = {
+        f'from_pretrained("{folder}")': f'from_pretrained("{repository}")',
+        f'(base, "{folder}")': f'(base, "{repository}")',
+        f"vllm serve ./{folder}\n": f"vllm serve {repository}\n",
+        f"with `{folder}` for `merged`": f"with `{repository}` for `merged`",
+        f'import onnxruntime_genai as og\n\nmodel = og.Model("{folder}")\n': (
+            "import onnxruntime_genai as og\nfrom huggingface_hub import snapshot_download\n\n"
+            f'model = og.Model(snapshot_download("{repository}"))\n'
+        ),
+    }
+    if KINDS[alone].template == "bundle":
+        told[f'from_pretrained("{_TOKENIZER}")'] = f'from_pretrained("{repository}")'
+        told["\nlibrary_name: transformers\n"] = "\nlibrary_name: peft\n"
+    for before, after in told.items():
+        text = text.replace(before, after)
+    return Upload(file.source, file.name, len(text.encode("utf-8")), text)
+
+
+def _certificate(file: Upload, alone: Form) -> Upload:
+    """The certificate with the hashes of the form that is sent under the names of its files at the root."""
+    if file.name != _CERTIFICATE:
+        return file
+    told = json.loads(file.source.read_text(encoding="utf-8"))
+    figures = told.get("forms", {}).get(alone, {})
+    if "sha256" not in figures:
+        return file
+    folder = f"{KINDS[alone].path}/"
+    figures["sha256"] = {
+        name.removeprefix(folder): sha256 for name, sha256 in figures["sha256"].items()
+    }
+    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
 
 
@@ -139,7 +177,10 @@ def _partial(file: Upload, sent: Sequence[Form]) -> Upload:
         return file
     text = file.source.read_text(encoding="utf-8") if file.text is None else file.text
     head = "## How to run\n\n"
-    told = f"Of the forms only these are in this repository: {', '.join(sent)}.\n\n"
+    told = (
+        f"Of the forms only these are in this repository: {', '.join(sent)}. `{_CERTIFICATE}` names the files of "
+        "the others as the whole bundle has them.\n\n"
+    )
     text = text.replace(head, head + told, 1)
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
 
@@ -161,7 +202,7 @@ def push(
         bundle: sealed; every file's hash is checked first.
         repository: OWNER/NAME.
         forms: which; all when empty.
-        public: make a new repository public; private otherwise.
+        public: make a new or empty repository public; a new one is private otherwise.
         update: add a commit to a repository that is there.
         endpoint: of the hub; `HF_ENDPOINT` or the public one when None.
         token_file: file that holds the access token; else `HF_TOKEN`, else the one that
@@ -169,7 +210,8 @@ def push(
         dry_run: list the files, send nothing.
 
     Raises:
-        ConfigError: the repository's name, a form, or a repository that is there without `update`.
+        ConfigError: the repository's name, a form, the endpoint, a repository that is there without `update`, or
+            a private one that should be public.
         ArtifactError: a file is not the one that was sealed.
         MissingError: no token, no such repository, or the hub cannot be reached.
         EnvironmentProblem: `huggingface_hub` is not installed.
@@ -180,32 +222,46 @@ def push(
     files = uploads(bundle, repository, forms)
     if dry_run:
         return Pushed(repository, "", files)
-    api = _api(endpoint, token_file)
+    api = _api(_address(endpoint), token_file)
     with _refusals(repository, api):
-        url = _commit(api, bundle, repository, files, public=public, update=update)
-    return Pushed(repository, url, files)
+        is_public = _ready(api, repository, public=public, update=update)
+        url = _commit(api, bundle, repository, files)
+    return Pushed(repository, url, files, is_public)
 
 
-def _commit(
-    api: HfApi,
-    bundle: Artifact,
-    repository: str,
-    files: Sequence[Upload],
-    *,
-    public: bool,
-    update: bool,
-) -> str:
-    from huggingface_hub import CommitOperationAdd
+def _ready(api: HfApi, repository: str, *, public: bool, update: bool) -> bool:
+    """A repository to push to; returns whether everybody can read it.
 
-    is_there = api.repo_exists(repository)
-    if is_there and not update and not _is_empty(api, repository):
+    Raises:
+        ConfigError: it holds something and `update` is not given, or it is private and should be public.
+    """
+    if not api.repo_exists(repository):
+        api.create_repo(repository, private=not public)
+        return public
+    info = api.model_info(repository)
+    # As a push leaves it that made the repository and then failed.
+    is_empty = {file.rfilename for file in info.siblings or ()} <= {".gitattributes"}
+    if not (update or is_empty):
         raise ConfigError(
             f"{repository} is on the hub already",
             why="nothing is put over what is there unless you say so",
             fix="add --update for a new commit in it, or choose another name",
         )
-    if not is_there:
-        api.create_repo(repository, private=not public)
+    if not public or not info.private:
+        return not info.private
+    if not is_empty:
+        raise ConfigError(
+            f"{repository} is on the hub already, and private: --public is for a new repository",
+            why="everything in it, and every earlier commit, would become public",
+            fix=f"leave --public away, and change it at {api.endpoint}/{repository}/settings if you want that",
+        )
+    api.update_repo_settings(repository, private=False)
+    return True
+
+
+def _commit(api: HfApi, bundle: Artifact, repository: str, files: Sequence[Upload]) -> str:
+    from huggingface_hub import CommitOperationAdd
+
     operations = [
         CommitOperationAdd(
             file.name, str(file.source) if file.text is None else file.text.encode("utf-8")
@@ -220,12 +276,6 @@ def _commit(
         commit_description=f"Manifest SHA-256 {bundle.sha256}",
     )
     return str(made.commit_url)
-
-
-def _is_empty(api: HfApi, repository: str) -> bool:
-    """As a push leaves it that made the repository and then failed."""
-    names = {file.rfilename for file in api.model_info(repository).siblings or ()}
-    return names <= {".gitattributes"}
 
 
 def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
@@ -251,7 +301,23 @@ def _api(endpoint: str | None, token_file: Path | None) -> HfApi:
             why=f"neither {TOKEN_VARIABLE} nor `hf auth login` nor --token-file gives one",
             fix=f"export {TOKEN_VARIABLE}=..., with a token that may write",
         )
-    return HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT"), token=token)
+    return HfApi(endpoint=endpoint, token=token)
+
+
+def _address(asked: str | None) -> str | None:
+    """The hub's address; None for the public one.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    address = asked or os.environ.get("HF_ENDPOINT")
+    if address and not re.match(r"https?://[^/\s]+", address):
+        raise ConfigError(
+            f"{address!r} is no address of a hub",
+            why=f"{'--endpoint' if asked else 'HF_ENDPOINT'} takes http:// or https:// with a host",
+            fix="write it in full, with https:// in front, or leave it away for the public hub",
+        )
+    return address or None
 
 
 def _one_word(path: Path) -> str:

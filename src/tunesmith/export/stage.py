@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import ExportConfig, Form, Recipe
-from tunesmith.errors import InterruptedRun, ModelError, ParityError, StorageError
+from tunesmith.errors import EngineError, InterruptedRun, ModelError, ParityError, StorageError
 from tunesmith.export import weights
 from tunesmith.export.card import card
 from tunesmith.export.certify import Expected, files_of, measure
@@ -253,7 +253,7 @@ def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Fo
             at.write_json(f"{MEASURED}/{form}.json", asdict(measured[form]))
         except ParityError as error:
             problems[form] = error.what
-        except ModelError as error:
+        except (ModelError, EngineError) as error:
             # It was written and cannot be loaded: kept, it would fail every resume.
             problems[form] = f"it cannot be loaded: {error.what} ({_first_line(error.why)})"
         reach("export-proved")

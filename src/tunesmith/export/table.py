@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.config import Form, ModelConfig
 from tunesmith.errors import EngineError, ModelError
 from tunesmith.export.forms import KINDS
+from tunesmith.export.gguf_base import write_base
 from tunesmith.export.timing import Spec, Timing
 from tunesmith.export.versions import made_with
 from tunesmith.store import Artifact, write_atomically
@@ -43,34 +44,35 @@ def time_form(
     max_tokens: int,
     scratch: Path,
     bar: Bar,
-) -> Timing | None:
+) -> Timing:
     """Load a form in a fresh process, time it, and have it answer all prompts.
 
     Args:
+        base: the recipe's model.
         prompts: line -> token ids.
         max_tokens: longest answer.
-        scratch: folder for the specification and the result; a result that is there is used again.
+        scratch: folder for the specification, the base as GGUF where the form needs it, and the result; what
+            is there of the same specification is used again.
         bar: advanced by one an answer.
-
-    Returns:
-        None for a form that cannot be opened by itself.
 
     Raises:
         ArtifactError: the form's files are not the ones that were sealed.
-        ModelError, EngineError: the process failed; its last lines are in the message.
+        ModelError, EngineError: the process failed; its last lines are in the message. Or the base is not
+            the one that the form is put on.
+        StorageError: the disk refuses.
     """
-    if not KINDS[form].open:
-        return None
     path = bundle.dir / forms_of(bundle)[form]
     for name in bundle.files:
         if name == path.name or name.startswith(f"{path.name}/"):
             bundle.path(name)
     result = scratch / f"{form}.json"
+    on = scratch / KINDS[form].on if KINDS[form].on else None
+    opened = base if on is None else ModelConfig(base=str(on))
     spec = Spec(
         form=form,
         place=str(path),
         tokenizer=str(bundle.folder("tokenizer")),
-        base=base.model_dump(mode="json"),
+        base=opened.model_dump(mode="json"),
         prompts=prompts,
         max_tokens=max_tokens,
         result=str(result),
@@ -81,6 +83,9 @@ def time_form(
     same = asked.is_file() and asked.read_text(encoding="utf-8") == wanted
     if not (same and result.is_file()):
         result.unlink(missing_ok=True)
+        if on is not None and not (same and on.is_file()):
+            bar.advance(0, f"{form}: its base as GGUF")
+            write_base(bundle, base, on)
         write_atomically(asked, wanted)
         _run(form, asked, bar)
     else:

@@ -39,7 +39,7 @@ class Spec:
         form: which.
         place: its file or folder.
         tokenizer: folder of the bundle's tokenizer.
-        base: the recipe's model section, for forms that need the base.
+        base: the recipe's model section, or the GGUF file in its place, for forms that need the base.
         prompts: line -> token ids.
         max_tokens: longest answer.
         result: file to write.

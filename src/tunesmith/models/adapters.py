@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import ModelError
 from tunesmith.models.files import refuse_damaged_safetensors
 from tunesmith.models.load import BaseModel, load_model, quiet_transformers
+from tunesmith.models.refusals import refusing
 from tunesmith.store import Artifact
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ def put_adapter(model: Any, folder: Path) -> Any:
     Raises:
         ModelError: the adapter is damaged, or made for another base.
     """
-    from safetensors import SafetensorError
-
     refuse_damaged_safetensors(folder, f"the adapter in {folder} cannot be put on its base")
     if not (folder / "adapter_model.safetensors").is_file():
         # PEFT would unpickle an adapter_model.bin instead.
@@ -75,19 +74,13 @@ def put_adapter(model: Any, folder: Path) -> Any:
     with quiet_transformers():
         from peft import PeftModel
 
-    try:
-        with warnings.catch_warnings():
-            # PEFT reads an attribute that transformers has renamed: no concern of the user's.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            # A merge gives head and embedding a matrix each when an adapter changes one of them.
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
-            put = PeftModel.from_pretrained(
-                model, folder, autocast_adapter_dtype=True, local_files_only=True
-            )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"the adapter in {folder} cannot be put on its base",
-            why=str(error).splitlines()[0],
-            fix="restore its files, or train again",
-        ) from error
+    what = f"the adapter in {folder} cannot be put on its base"
+    with refusing(what, "restore its files, or train again"), warnings.catch_warnings():
+        # PEFT reads an attribute that transformers has renamed: no concern of the user's.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        # A merge gives head and embedding a matrix each when an adapter changes one of them.
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        put = PeftModel.from_pretrained(
+            model, folder, autocast_adapter_dtype=True, local_files_only=True
+        )
     return put.eval()

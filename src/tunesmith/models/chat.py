@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import ModelError, listed
+from tunesmith.models.refusals import REFUSALS, encoding, refuse_unfit
+from tunesmith.models.templates import with_one_template, written
 from tunesmith.store import Artifact
 
-__all__ = ["ChatRenderer", "Rendered", "Role", "Size", "turns_of"]
+__all__ = ["ChatRenderer", "Rendered", "Role", "Size", "probe_conversations", "turns_of"]
 
 Message = Mapping[str, Any]
+Writer = Callable[[Any, Sequence[Message], bool], str]
+"""Tokenizer, conversation and whether an answer is to be opened -> text."""
 Role = str
 TEMPLATE: Role = "template"
 """Role of the tokens that the template adds: markers, role names, line ends."""
 
+_STOP_PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 _PROBES: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "user", "content": "Hi"},),
     (
@@ -34,6 +39,12 @@ _PROBES: tuple[tuple[dict[str, str], ...], ...] = (
         {"role": "assistant", "content": "ok <b>done</b>"},
     ),
 )
+
+
+def probe_conversations() -> Iterator[Sequence[Message]]:
+    """All that a renderer writes to know its stop tokens and its fingerprint: probes from their start on."""
+    for probe in (_STOP_PROBE, *_PROBES):
+        yield from (probe[: end + 1] for end in range(len(probe)))
 
 
 def turns_of(row: Mapping[str, Any]) -> list[Message]:
@@ -96,27 +107,22 @@ class ChatRenderer:
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
+        write: runs the template.
 
     Raises:
-        ModelError: the tokenizer has no chat template or no end-of-sequence token.
+        ModelError: the tokenizer has no chat template, several without a default, or no end-of-sequence
+            token, or makes no tokens.
+
+    Attributes:
+        tokenizer: with the one template that is used.
+        other_templates: names of the templates that the tokenizer was given with and that are not used.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, write: Writer = written) -> None:
+        self._write = write
+        tokenizer, self.other_templates = with_one_template(tokenizer)
         self.tokenizer = tokenizer
-        if not tokenizer.chat_template:
-            raise ModelError(
-                "the model's tokenizer has no chat template",
-                why="a base model that was never taught to chat has none",
-                fix="use the instruct version of the model",
-            )
-        if tokenizer.eos_token_id is None:
-            raise ModelError("the model's tokenizer has no end-of-sequence token")
-        if not tokenizer.is_fast:
-            raise ModelError(
-                "the model's tokenizer does not tell where each token starts",
-                why="it is not a fast tokenizer",
-                fix="use a model that has a tokenizer.json",
-            )
+        refuse_unfit(tokenizer)
         self._special = _special_texts(tokenizer)
         self._stop_text = self._find_stop_text()
         self._stop_ids = self._find_stop_ids()
@@ -237,12 +243,13 @@ class ChatRenderer:
         """Each different text with its tokens; as `_encode`, of many at once and without places."""
         different = list(dict.fromkeys(texts))
         if different:
-            encoded = self.tokenizer(
-                different,
-                add_special_tokens=False,
-                return_attention_mask=False,
-                split_special_tokens=literal,
-            )
+            with encoding():
+                encoded = self.tokenizer(
+                    different,
+                    add_special_tokens=False,
+                    return_attention_mask=False,
+                    split_special_tokens=literal,
+                )
             yield from zip(different, encoded["input_ids"], strict=True)
 
     def _size(self, pieces: Sequence[tuple[list[int], bool]]) -> Size:
@@ -266,26 +273,22 @@ class ChatRenderer:
         self, text: str, *, literal: bool = False
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters from which to which each goes."""
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            split_special_tokens=literal,
-        )
+        with encoding():
+            encoded = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                split_special_tokens=literal,
+            )
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
     def _text(self, messages: Sequence[Message], *, for_answer: bool) -> str:
         from jinja2.exceptions import TemplateError
 
+        refusals: tuple[type[Exception], ...] = (TemplateError, *REFUSALS)
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tokenize=False,
-                    add_generation_prompt=for_answer,
-                )
-            )
-        except (TemplateError, TypeError) as error:
+            return self._write(self.tokenizer, messages, for_answer)
+        except refusals as error:
             raise ModelError(
                 f"the model's chat template refuses a conversation: {error}",
                 why="roles in it: " + ", ".join(str(message.get("role")) for message in messages),
@@ -361,9 +364,8 @@ class ChatRenderer:
 
     def _find_stop_text(self) -> str:
         """What the template writes right after an answer: one control token, such as `<|im_end|>`."""
-        ask = [{"role": "user", "content": "a"}]
-        opened = self._text(ask, for_answer=True)
-        closed = self._text([*ask, {"role": "assistant", "content": "b"}], for_answer=False)
+        opened = self._text(_STOP_PROBE[:1], for_answer=True)
+        closed = self._text(_STOP_PROBE, for_answer=False)
         tail = closed[len(opened) :].removeprefix("b") if closed.startswith(opened) else ""
         stop = next((token for token in self._special if tail.startswith(token)), None)
         if stop is None:

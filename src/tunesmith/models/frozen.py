@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError
 from tunesmith.models.files import refuse_damaged_safetensors
-from tunesmith.models.load import BaseModel, load_model, quiet_transformers
+from tunesmith.models.load import TOGETHER, BaseModel, load_model, quiet_transformers
+from tunesmith.models.refusals import refusing
 
 if TYPE_CHECKING:
     import torch
@@ -89,47 +90,32 @@ def _skeleton(folder: Path, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+    with refusing(f"the model in {folder} cannot be loaded", TOGETHER), quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # In fp32 whatever is asked for: transformers computes positions' buffers so too when it loads.
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
             )
-            # In fp32 whatever is asked for: transformers computes positions' buffers so too when it loads.
-            with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, trust_remote_code=False
-                )
-            model.config.dtype = dtype
-            model.tie_weights()
-            if (folder / "generation_config.json").is_file():
-                model.generation_config = GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"the model in {folder} cannot be loaded",
-            why=str(error).splitlines()[0],
-            fix="check that config.json and the safetensors files belong together",
-        ) from error
+        model.config.dtype = dtype
+        model.tie_weights()
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
 def _tensor_files(folder: Path) -> dict[str, str] | None:
     """Tensor name -> file, as transformers would look them up; None when it would look elsewhere."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     index, whole = folder / INDEX, folder / WHOLE
-    try:
+    with refusing(f"the weights in {folder} cannot be read", "copy or download the model again"):
         if whole.is_file():
             with safe_open(str(whole), framework="pt") as opened:
                 return {name: str(whole) for name in opened.keys()}  # noqa: SIM118
         if index.is_file():
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return {name: str(folder / file) for name, file in places.items()}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"the weights in {folder} cannot be read",
-            why=str(error).splitlines()[0],
-            fix="copy or download the model again",
-        ) from error
     return None
 
 
@@ -204,5 +190,5 @@ def _check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> No
     if tuple(tensor.shape) != wanted:
         raise ModelError(
             f"the weight {name} is {tuple(tensor.shape)}; config.json makes it {wanted}",
-            fix="check that config.json and the safetensors files belong together",
+            fix=TOGETHER,
         )

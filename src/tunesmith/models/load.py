@@ -17,6 +17,7 @@ from tunesmith.config import ModelConfig
 from tunesmith.errors import MissingError, ModelError
 from tunesmith.models import embedded
 from tunesmith.models.files import refuse_damaged_gguf, refuse_damaged_safetensors
+from tunesmith.models.refusals import refuse_odd_length, refusing
 from tunesmith.store import MANIFEST, Artifact, Parent, sha256_of_file
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOGETHER = "check that config.json and the safetensors files belong together"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ def _model_in(folder: Path) -> Path:
 
 def _local(name: str, folder: Path) -> BaseModel:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no model", why="it has no config.json")
+        raise ModelError(
+            f"{folder} holds no model",
+            why="it has no config.json",
+            fix="name the folder that holds its config.json and safetensors files",
+        )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
@@ -168,6 +174,7 @@ def _snapshot(config: ModelConfig, *, only_local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+    patterns += ["README.md", "LICENSE*"]  # the licence, which cards name
     return Path(
         snapshot_download(
             config.base,
@@ -201,17 +208,14 @@ def load_tokenizer(base: BaseModel | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = base if isinstance(base, Path) else base.dir
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded",
-            why=str(error).splitlines()[0],
-            fix="add the model's tokenizer.json and tokenizer_config.json to the folder",
-        ) from error
+    what = f"the tokenizer in {folder} cannot be loaded"
+    fix = "copy the model's own tokenizer.json, tokenizer_config.json and config.json to the folder"
+    with refusing(what, fix), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    refuse_odd_length(tokenizer)
+    return tokenizer
 
 
 def load_model(base: BaseModel | Path, dtype: torch.dtype) -> Any:
@@ -224,27 +228,19 @@ def load_model(base: BaseModel | Path, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: unknown architecture, or damaged or missing weights.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = base if isinstance(base, Path) else base.dir
     refuse_damaged_safetensors(folder, f"the model in {folder} cannot be loaded")
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"the model in {folder} cannot be loaded",
-            why=str(error).splitlines()[0],
-            fix="check that config.json and the safetensors files belong together",
-        ) from error
+    with refusing(f"the model in {folder} cannot be loaded", TOGETHER), quiet_transformers():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -295,16 +291,10 @@ def _gguf_tokenizer(path: Path) -> Any:
 @contextmanager
 def _reading_gguf(path: Path) -> Iterator[None]:
     """What transformers says and raises while it reads a GGUF file."""
-    try:
-        # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
-        with quiet_transformers(), redirect_stderr(io.StringIO()):
-            yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{path} cannot be read as a GGUF model",
-            why=str(error).splitlines()[0],
-            fix="download or convert the file again",
-        ) from error
+    what, fix = f"{path} cannot be read as a GGUF model", "download or convert the file again"
+    # transformers shows its dequantisation bar whatever its verbosity: it goes to nowhere.
+    with refusing(what, fix), quiet_transformers(), redirect_stderr(io.StringIO()):
+        yield
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

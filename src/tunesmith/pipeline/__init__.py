@@ -1,7 +1,7 @@
 """Several stages in order; the only package that knows two of them."""
 
 from tunesmith.pipeline.forms import FormRow, FormsTable, measure_forms
-from tunesmith.pipeline.merging import check_rows, export_merge, rank_merge
+from tunesmith.pipeline.merging import check_after_merge, check_rows, export_merge, rank_merge
 from tunesmith.pipeline.proofs import Proved, prove
 from tunesmith.pipeline.stages import (
     STAGES,
@@ -24,6 +24,7 @@ __all__ = [
     "Proved",
     "Stage",
     "Step",
+    "check_after_merge",
     "check_rows",
     "export_merge",
     "find",

@@ -33,6 +33,8 @@ class FormRow:
         points: accuracy minus the trained model's in the sealed report, in percentage points, and its
             paired interval; on the same rows.
         parity: greedy agreement, mean KL and perplexity ratio of the certificate.
+        on_base: the base that it was put on to be timed, which `bytes` do not count; empty for a whole model.
+        computed_in: the numbers in which it was computed; speeds compare where these are alike.
     """
 
     form: Form
@@ -51,7 +53,9 @@ class FormRow:
     points: float | None = None
     points_interval: tuple[float, float] | None = None
     verdict: str = ""
+    on_base: str = ""
     not_timed: str = ""
+    computed_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class FormsTable:
     """The table, and where it is sealed.
 
     Attributes:
+        notes: what must be known of the figures: of the answers, and what does not compare.
         failed: form -> why its process gave no figures; its row says so too.
     """
 
@@ -181,14 +186,13 @@ def _row(
     row = _bare(bundle, form)
     scratch = at.path("scratch/timing/x").parent
     timing = time_form(bundle, form, recipe.model, prompts, judge.sampling.max_tokens, scratch, bar)
-    if timing is None:
-        bar.advance(len(prompts))
-        return _changed(row, not_timed="it needs its base model beside it")
     return _judged(row, timing, judge, tuned)
 
 
 def _bare(bundle: Artifact, form: Form) -> FormRow:
     """What the sealed bundle says of a form."""
+    from tunesmith.export.arithmetic import COMPUTED_IN
+    from tunesmith.export.forms import KINDS
     from tunesmith.export.table import form_bytes, forms_of
 
     parity = bundle.facts["parity"][form]
@@ -198,6 +202,8 @@ def _bare(bundle: Artifact, form: Form) -> FormRow:
         forms_of(bundle)[form],
         form_bytes(bundle, form),
         {name: parity[name] for name in names if name in parity},
+        on_base=f"{bundle.facts['base']['name']} in F32" if KINDS[form].on else "",
+        computed_in=COMPUTED_IN[form],
     )
 
 
@@ -236,7 +242,11 @@ def _seal(
     at: Run, rows: Sequence[FormRow], judge: Judge, failed: Mapping[Form, ModelError | EngineError]
 ) -> FormsTable:
     from tunesmith.evaluate import provenance
+    from tunesmith.export.arithmetic import comparison_notes
     from tunesmith.export.quality_plot import draw_png
+
+    timed = [row.form for row in rows if not row.not_timed]
+    notes = (*judge.notes, *comparison_notes(timed))
 
     facts = {
         "forms": [asdict(row) for row in rows],
@@ -246,7 +256,7 @@ def _seal(
         "hardware": provenance.hardware(judge.plan.device),
         "versions": provenance.versions(),
         "command": provenance.command(),
-        "notes": list(judge.notes),
+        "notes": list(notes),
     }
     at.write_json("forms.json", facts)
     points = [
@@ -258,4 +268,4 @@ def _seal(
         with at.writing("quality.png") as temporary:
             draw_png(points, judge.confidence, temporary)
     artifact = at.finish(facts)
-    return FormsTable(tuple(rows), judge.confidence, judge.notes, artifact, dict(failed))
+    return FormsTable(tuple(rows), judge.confidence, notes, artifact, dict(failed))

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from tunesmith.export.merge import MergeResult
+    from tunesmith.export.merge import MergePlan, MergeResult
     from tunesmith.models.load import BaseModel
 
-__all__ = ["check_rows", "export_merge", "rank_merge"]
+__all__ = ["check_after_merge", "check_rows", "export_merge", "rank_merge"]
 
 
 def check_rows(recipe: Recipe) -> None:
@@ -29,6 +29,52 @@ def check_rows(recipe: Recipe) -> None:
         TunesmithError: a raw file is missing or damaged.
     """
     Project(recipe, fetch=False).step("data", {}, anew=False)
+
+
+def check_after_merge(plan: MergePlan, judging: Recipe | None, exporting: Recipe | None) -> None:
+    """Refuse before a merge what `rank_merge` and `export_merge` would refuse after it.
+
+    The recipes' datasets are built if they are not there.
+
+    Args:
+        judging: the recipe to rank by, if any.
+        exporting: the recipe to export by, if any.
+
+    Raises:
+        ModelError: the models have no chat template, or nobody knows their base.
+        TunesmithError: see `evaluate.ranking.check_rows` and `export.plan.plan_export`.
+    """
+    if judging is not None or exporting is not None:
+        _check_template(plan)
+    if judging is not None:
+        from tunesmith.evaluate.ranking import check_rows as check_test_rows
+
+        check_test_rows(judging, _dataset(judging)[1])
+    if exporting is not None:
+        from tunesmith.export.merge import foreseen
+        from tunesmith.export.plan import plan_export
+
+        merge = foreseen(plan)
+        _check_base_known(merge, "add --base MODEL: what they were trained on")
+        plan_export(exporting, _dataset(exporting)[1], merge, None)
+
+
+def _check_template(plan: MergePlan) -> None:
+    if plan.prompts.renderer is None:
+        raise ModelError(
+            f"{plan.asked.out} cannot be asked rows of a recipe",
+            why="neither it nor its parents have a chat template",
+            fix="merge models that were taught to chat",
+        )
+
+
+def _check_base_known(merge: Artifact, fix: str) -> None:
+    if "base" not in merge.facts:
+        raise ModelError(
+            f"the base of {merge.dir} is not known",
+            why="its parents do not name one, and forms and card need it",
+            fix=fix,
+        )
 
 
 def rank_merge(recipe: Recipe, merged: MergeResult) -> Artifact:
@@ -43,12 +89,10 @@ def rank_merge(recipe: Recipe, merged: MergeResult) -> Artifact:
     from tunesmith.evaluate.ranking import Contender, rank
 
     plan = merged.plan
-    if plan.prompts.renderer is None:
-        raise ModelError(
-            f"{merged.dir} cannot be asked the test rows",
-            why="neither it nor its parents have a chat template",
-            fix="merge models that were taught to chat",
-        )
+    _check_template(plan)
+    renderer = plan.prompts.renderer
+    if renderer is None:
+        raise AssertionError("it was checked above")
     project, dataset = _dataset(recipe)
     is_adapter = merged.dir.name == "adapter"
     contenders = [
@@ -76,36 +120,37 @@ def rank_merge(recipe: Recipe, merged: MergeResult) -> Artifact:
     if (place / MANIFEST).is_file():
         return Artifact.open(place, "rank")
     with Run.open(place, "rank", inputs=inputs, parents=parents, resume=True) as at:
-        return rank(recipe, at, dataset, contenders, plan.prompts.renderer, precision=precision)
+        return rank(recipe, at, dataset, contenders, renderer, precision=precision)
 
 
-def export_merge(recipe: Recipe, merged: MergeResult) -> Artifact:
+def export_merge(recipe: Recipe, merged: MergeResult, ranking: Artifact | None = None) -> Artifact:
     """The merge in the recipe's forms, each proved equal to it: a bundle that can be served.
 
     The dataset, whose rows the forms are compared on, is built first if it is not there. What was exported
     before is used again.
 
+    Args:
+        ranking: what `rank_merge` made of it; the card shows its figures.
+
     Raises:
-        ModelError: nobody knows the merge's base, or the recipe names another one.
+        ModelError: the models have no chat template, nobody knows the merge's base, or the recipe names
+            another one.
         TunesmithError: see `export.run`.
     """
     from tunesmith import export
 
-    if "base" not in merged.artifact.facts:
-        raise ModelError(
-            f"the base of {merged.artifact.dir} is not known",
-            why="its parents do not name one, and forms and card need it",
-            fix="merge again with --base, into a new folder",
-        )
+    _check_template(merged.plan)
+    _check_base_known(merged.artifact, "merge again with --base, into a new folder")
     project, dataset = _dataset(recipe)
     section: dict[str, Any] = recipe.model_dump(mode="json")["export"]
     inputs = {"name": recipe.name, "export": section}
     parents = [dataset.as_parent(), merged.artifact.as_parent()]
+    parents += [] if ranking is None else [ranking.as_parent()]
     place = project.folder / f"export-merge-{Run.key_of('export', inputs, parents)[:12]}"
     if (place / MANIFEST).is_file():
         return Artifact.open(place, "export")
     with Run.open(place, "export", inputs=inputs, parents=parents, resume=True) as at:
-        return export.run(recipe, at, dataset, merged.artifact).artifact
+        return export.run(recipe, at, dataset, merged.artifact, ranking).artifact
 
 
 def _dataset(recipe: Recipe) -> tuple[Project, Artifact]:

@@ -347,12 +347,11 @@ def _check_packages(recipe: Recipe) -> None:
     """Refuse forms whose packages are missing before the stages before the export run for hours.
 
     Raises:
-        EnvironmentProblem: names the extra that brings the package.
+        EnvironmentProblem: names the extras that bring the packages.
     """
-    from tunesmith.export.forms import KINDS
+    from tunesmith.export.packages import check_packages
 
-    for form in recipe.model_dump(mode="json")["export"]["forms"] or DEFAULT_FORMS:
-        KINDS[form].check_installed()
+    check_packages(recipe.model_dump(mode="json")["export"]["forms"] or DEFAULT_FORMS)
 
 
 def _without_effect(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:

@@ -75,11 +75,13 @@ def _tokenizer(folder: Path) -> Any:
     names it, `load_tokenizer` would come to the same class, and the fingerprint proves it.
     """
     from tunesmith.models.load import load_tokenizer, quiet_transformers
+    from tunesmith.models.refusals import refusing
 
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if config.get("tokenizer_class") != GENERIC_TOKENIZER:
         return load_tokenizer(folder)
     from transformers import PreTrainedTokenizerFast
 
-    with quiet_transformers():
+    what, fix = f"the tokenizer in {folder} cannot be loaded", "export again"
+    with refusing(what, fix), quiet_transformers():
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -13,7 +13,7 @@ from tunesmith.store.files import (
     writing,
     writing_folder,
 )
-from tunesmith.store.lineage import Ancestor, lineage
+from tunesmith.store.lineage import Ancestor, lineage, open_parent
 from tunesmith.store.run import Run
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "canonical_json",
     "flush_to_disk",
     "lineage",
+    "open_parent",
     "put_back",
     "reach",
     "sha256_of_file",

@@ -91,14 +91,18 @@ class Artifact:
         if not manifest.is_file():
             raise MissingError(
                 f"{place} is not a sealed artifact",
-                why="it has no manifest.json" if place.is_dir() else "there is no such folder",
+                why="it has no manifest.json"
+                if place.is_dir()
+                else "it is a file"
+                if place.exists()
+                else "there is no such folder",
                 fix="name a folder that a tunesmith stage has finished",
             )
         artifact = cls._parse(place, manifest)
         if kind is not None and artifact.kind != kind:
             raise ArtifactError(
                 f"{place} is an artifact of the stage {artifact.kind!r}, not {kind!r}",
-                fix=f"name the folder of a {kind} artifact",
+                fix=f"name a folder that the stage {kind!r} has sealed",
             )
         for name in artifact.files:
             artifact._check_size(name)

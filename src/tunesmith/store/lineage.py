@@ -9,7 +9,7 @@ from tunesmith.errors import ArtifactError, MissingError
 from tunesmith.store.artifact import Artifact, Parent
 from tunesmith.store.files import sha256_of_file
 
-__all__ = ["Ancestor", "lineage"]
+__all__ = ["Ancestor", "lineage", "open_parent"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ def _ancestor(parent: Parent, child: Path) -> Ancestor:
     if found.sha256 != parent.sha256:
         return Ancestor(parent, "changed", found, ())
     return Ancestor(parent, "present", found, tuple(_ancestor(p, path) for p in found.parents))
+
+
+def open_parent(parent: Parent, child: Artifact) -> Artifact | None:
+    """The artifact that `child` was made from; None when it is gone or its content is another now."""
+    path = _find(parent, child.dir)
+    try:
+        found = None if path is None else Artifact.open(path, parent.kind)
+    except (ArtifactError, MissingError):
+        return None
+    return found if found is not None and found.sha256 == parent.sha256 else None
 
 
 def _find(parent: Parent, child: Path) -> Path | None:

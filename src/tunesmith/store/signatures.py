@@ -7,12 +7,14 @@ project reads it as well.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +30,8 @@ _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, OSError, Runtim
 """What a signature that does not fit, or is none, makes the library raise."""
 MOST_SIGNATURE_BYTES = 1 << 26
 """A signature names each file in about 200 bytes."""
+_MOST_NAMED = 5
+"""Files that an error names; the rest is counted."""
 _NOT_SIGNED = (SIGNATURE, ".lock", SCRATCH)
 """Of no meaning to a reader, or written later than the signature; relative to the folder, as the library wants it."""
 
@@ -169,11 +173,62 @@ def verify(folder: Path, public: Path) -> None:
         with _quiet():
             checker.verify(folder, folder / SIGNATURE)
     except (*_REFUSALS, InvalidSignature) as error:
+        why, fix = _told(error, folder)
         raise ArtifactError(
-            f"{folder} is not what the owner of {public.name} signed",
-            why=_first_line(error),
-            fix="fetch it again from where it was sealed; if it was changed on purpose, sign it again",
+            f"{folder} is not what the owner of {public.name} signed", why=why, fix=fix
         ) from error
+
+
+def _told(error: Exception, folder: Path) -> tuple[str, str]:
+    """Why a signature does not hold, and what mends it; the library shows digests as raw bytes."""
+    again = "fetch it again from where it was sealed; if it was changed on purpose, sign it again"
+    said = _first_line(error)
+    if said.startswith("Key mismatch"):
+        return (
+            f"{SIGNATURE} names another key",
+            "name the public key of whoever signed it, or sign it with your own: tunesmith sign",
+        )
+    if said.startswith("Signature mismatch"):
+        return _difference(folder) or "files were changed, added or removed since", again
+    if type(error) is ValueError or isinstance(error, OSError):
+        return said, again
+    if type(error).__name__ == "InvalidSignature":
+        return f"{SIGNATURE} was changed, or was not made with this key", again
+    return f"{SIGNATURE} cannot be read as a signature ({type(error).__name__}: {said})", again
+
+
+def _difference(folder: Path) -> str:
+    """Which files are not as they were signed; empty when the signature is of another layout.
+
+    The signature itself was found right before: what it holds may be believed.
+    """
+    from model_signing import hashing
+
+    bundle = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+    predicate = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"])).get("predicate")
+    if not isinstance(predicate, dict) or predicate["serialization"]["method"] != "files":
+        return ""
+    signed = {one["name"]: one["digest"] for one in predicate["resources"]}
+    ignored = (*_NOT_SIGNED, *predicate["serialization"].get("ignore_paths", ()))
+    config = hashing.Config().set_ignored_paths(paths=ignored)
+    with _quiet():
+        now = {
+            one.identifier: one.digest.digest_hex
+            for one in config.hash(folder).resource_descriptors()
+        }
+    lines = list(_changes(signed, now))
+    more = f"; and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
+    return "; ".join(lines[:_MOST_NAMED]) + more
+
+
+def _changes(signed: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*signed, *now}):
+        if name not in now:
+            yield f"{name} is gone"
+        elif name not in signed:
+            yield f"{name} was added"
+        elif signed[name] != now[name]:
+            yield f"{name} was changed (SHA-256 {signed[name][:16]}… was signed, it is {now[name][:16]}…)"
 
 
 def _checker(public: Path) -> Any:
@@ -221,8 +276,8 @@ def _installed() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library's dependencies announce their own deprecations."""
-    with warnings.catch_warnings():
+    """The library's dependencies announce their own deprecations; it prints notes of its own to stdout."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 

@@ -18,6 +18,8 @@ from tunesmith.errors import counted
 
 __all__ = ["print_report", "split"]
 
+_MAX_SHARE = 0.5
+"""What `data.test_ratio` and `data.validation_ratio` must be under."""
 _SHOWN_FILES = 10
 _SHOWN_REASONS = 5
 _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
@@ -186,8 +188,14 @@ def _amount(name: str, text: str) -> dict[str, int | float]:
         value = float(text)
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is no number", param_hint=f"--{name}") from error
-    if value >= 1 and value == int(value):
+    if value >= 1 and value.is_integer():
         return {f"{name}_rows": int(value)}
+    if not 0 < value < _MAX_SHARE:
+        raise click.BadParameter(
+            f"{text} is neither a number of rows (1, 2, ...) nor a share of them (over 0, under "
+            f"{_MAX_SHARE:g})",
+            param_hint=f"--{name}",
+        )
     return {f"{name}_ratio": value}
 
 

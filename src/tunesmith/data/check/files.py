@@ -17,7 +17,7 @@ from tunesmith.data.check.options import CheckOptions
 from tunesmith.data.check.score import Score, Tally, has_line
 from tunesmith.data.check.tokens import TokenMeter, meter_of
 from tunesmith.data.check.unreadable import Noted
-from tunesmith.data.check.users_words import in_users_words
+from tunesmith.data.check.users_words import answer_in_users_words, in_users_words
 from tunesmith.data.named import fields_in, idle_fields
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.problems import Problems
@@ -156,7 +156,7 @@ def check_files(
             if each is not None:
                 each(one)
 
-    told: list[Told] = []
+    told: dict[str, Told] = {}
     named: set[str] = set()
     for file in wanted.files:
         with closing(_parts(file, wanted, options, result, told, processes)) as parts:
@@ -171,10 +171,10 @@ def check_files(
                     advance(part.n_bytes)
     take(
         finding(options.name, "idle-field", f"{setting}: {why}")
-        for setting, why in idle_fields(wanted.reading.mapping, told, named)
+        for setting, why in idle_fields(wanted.reading.mapping, told.values(), named)
         if "idle-field" not in options.allow
     )
-    take(whole.closing())
+    take(answer_in_users_words(one, told) for one in whole.closing())
     return result
 
 
@@ -192,7 +192,7 @@ def _parts(
     wanted: Wanted,
     options: CheckOptions,
     result: CheckResult,
-    every: list[Told],
+    every: dict[str, Told],
     processes: int | None,
 ) -> Generator[_Part, None, None]:
     """The pieces of one file, checked, in order; what its rows are read as goes to `every`."""
@@ -200,7 +200,7 @@ def _parts(
     first, rows_of_first = _head(chunks)
     head = rows_of_first[:HEAD_ROWS]
     told = tell(head, wanted.reading)
-    every.append(told)
+    every[file] = told
     unheard = Problems()
     rows = [to_row(raw, told, wanted.reading, unheard) for raw in head]
     here = domains.tell([row for row in rows if row is not None])

@@ -39,7 +39,8 @@ class Finding:
         where: "file:line" of the row; without a line it is about the whole file or dataset.
         check: a name of `CHECKS`.
         severity: `error`: cannot be trained on as it is meant; `warning`: likely harms; `note`: to know.
-        field: path within the canonical row, such as "messages[1].content"; empty for the whole row.
+        field: path within the canonical row, such as "messages[1].content"; `answer` where only all rows show it; of
+            files that are checked the name that they have for it. Empty for the whole row.
         value: what stands there, shortened and safe to print; empty when there is nothing to show.
         what: what is wrong.
         fix: what to do.

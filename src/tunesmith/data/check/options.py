@@ -70,12 +70,14 @@ class CheckOptions:
         _refuse_unknown("data.check.allow", "check", config.allow, CHECKS)
         _refuse_unknown("data.check.languages", "language", config.languages, CODES[1:])
         databases = {name: Path(path) for name, path in recipe.data.databases.items()}
+        # What the named domain has no use for is not read, and refused if set.
+        reads_sql, reads_json = (config.domain in ("auto", name) for name in ("sql", "json"))
         return cls(
             name=name,
             domain=config.domain,
-            dialect=config.sql_dialect,
+            dialect=config.sql_dialect if reads_sql else "auto",
             databases=databases,
-            json_schema=_schema(config),
+            json_schema=_schema(config) if reads_json else None,
             allow=frozenset(config.allow),
             languages=tuple(config.languages),
             min_rows=config.min_rows,

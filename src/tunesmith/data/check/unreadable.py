@@ -72,5 +72,8 @@ def as_finding(check: str, where: str, what: str) -> Finding:
             field = missing[1]
         check = next((name for form, name in _KINDS if re.search(form, what)), check)
     value = found[0] if field and (found := _VALUE.search(said[:_HEAD_CHARACTERS])) else ""
+    if value:
+        # The value is shown beside what is said of it.
+        said = said.removesuffix(f" {value}")
     fix = next((fix for part, fix in _FIXES if part in what), "")
     return finding(where, check, said, field=field, value=value, fix=fix)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tunesmith.data.check.finding import Finding
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import Told
 
-__all__ = ["in_users_words"]
+__all__ = ["answer_in_users_words", "in_users_words"]
 
 _PLACE = re.compile(r"(messages|prompt|completion|chosen|rejected)\[(\d+)\]\.content")
 _FLAT = (
@@ -21,6 +22,8 @@ _FLAT = (
     "text",
 )
 """Schemas of which each turn is a field of its own."""
+_ANSWERS = ("completion", "output", "chosen", "answer", "messages", "text")
+"""Uses of fields, one of which holds a row's answer."""
 
 
 def in_users_words(found: Finding, row: Row, told: Told) -> Finding:
@@ -33,6 +36,19 @@ def in_users_words(found: Finding, row: Row, told: Told) -> Finding:
     part, index = place[1], int(place[2])
     role = str(row.value[part][index].get("role"))
     name = _name(part, role, is_late=index >= len(row.value[part]) - 2, told=told)
+    return replace(found, field=name) if name else found
+
+
+def answer_in_users_words(found: Finding, tolds: Mapping[str, Told]) -> Finding:
+    """A finding of the whole dataset about a row's answer, with the name of the field that holds it in its file.
+
+    Args:
+        tolds: of each file that was read.
+    """
+    told = tolds.get(found.where.rpartition(":")[0])
+    if found.field != "answer" or told is None:
+        return found
+    name = next((told.mapping[use] for use in _ANSWERS if use in told.mapping), "")
     return replace(found, field=name) if name else found
 
 

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tunesmith.data.problems import Problems
 from tunesmith.data.read import expand, open_source
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, tell, to_row
-from tunesmith.errors import DataError
+from tunesmith.errors import ConfigError, DataError
 
-__all__ = ["FIX", "benchmark_rows"]
+__all__ = ["FIX", "benchmark_rows", "refuse_itself"]
 
 FIX = (
     "mend the lines named, or say what fields are by data.fields "
     "(`--field prompt=NAME --field completion=NAME` of data clean and data split)"
 )
+
+
+def refuse_itself(files: Iterable[Path | str], against: Sequence[Path]) -> None:
+    """Stop before a file is held against itself, which would drop every row of it.
+
+    Raises:
+        ConfigError: names the files.
+    """
+    if not against:
+        return
+    own = {path.resolve() for path in expand(files)}
+    both = [str(path) for path in expand(against) if path.resolve() in own]
+    if both:
+        raise ConfigError(
+            f"{', '.join(both)} is to be cleaned, and data.clean.against (--against) names it too",
+            why="each of its rows stands in it, so all of them would be dropped",
+            fix="name other files there: those of the test or of a benchmark",
+        )
 
 
 def benchmark_rows(files: Sequence[Path], options: Options) -> list[Row]:

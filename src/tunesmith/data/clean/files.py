@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunesmith.config import CleanConfig
-from tunesmith.data.clean.against import FIX, benchmark_rows
+from tunesmith.data.clean.against import FIX, benchmark_rows, refuse_itself
 from tunesmith.data.clean.cleaner import Cleaner
 from tunesmith.data.clean.keeping import Kept, Ruling
 from tunesmith.data.clean.output import OUT_FILES, put_out, refuse_foreign_folder
 from tunesmith.data.clean.plan import CleanPlan, plan_clean
 from tunesmith.data.clean.sets import Rows, drops, exact_key
-from tunesmith.data.named import fields_in, idle_fields, once
+from tunesmith.data.named import conditions_in, fields_in, idle_conditions, idle_fields, once
 from tunesmith.data.near import said
 from tunesmith.data.parallel import ordered_map
 from tunesmith.data.problems import Problems
@@ -114,7 +114,7 @@ def clean_files(
         processes: see `parallel.ordered_map`.
 
     Raises:
-        ConfigError: rules contradict each other, or a file is named twice.
+        ConfigError: rules contradict each other, or a file is named twice, or held against itself.
         DataError: rows cannot be read; all are named.
         MissingError: a file is not there.
         UsedDirectoryError: the folder holds other files than an earlier cleaning's.
@@ -125,6 +125,7 @@ def clean_files(
     folder = out if isinstance(out, Path) else sides
     if folder is not None:
         refuse_foreign_folder(folder, files)
+    refuse_itself(files, plan.against)
     benchmark = benchmark_rows(plan.against, options or Options())
     with storage_errors(Path(tempfile.gettempdir())), Kept() as kept:
         facts = _take_all(files, Job(plan, options or Options()), kept, form, processes)
@@ -182,7 +183,8 @@ def _take_all(
                     "sha256": source.sha256,
                 }
             )
-    for setting, why in idle_fields(job.options.mapping, every, named):
+    idle = idle_conditions(job.plan.drop_where, named, n_rows=len(kept))
+    for setting, why in chain(idle_fields(job.options.mapping, every, named), idle):
         problems.add(setting, why)
     problems.raise_any(fix_for(unread, FIX))
     return facts
@@ -233,6 +235,7 @@ def digest(job: Job, piece: tuple[Chunk, Told]) -> Digest:
                     Ruling(row.where, "text", row.text, "", (("drop", RULE, reason),))
                 )
             continue
+        found.named.update(conditions_in(row, job.plan.drop_where))
         cleaned = cleaner.row(row)
         steps = tuple((d.action, d.rule, d.reason) for d in cleaned.decisions)
         now = cleaned.row.text if cleaned.row is not None and cleaned.row is not row else ""

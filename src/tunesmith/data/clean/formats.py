@@ -43,6 +43,15 @@ _AWS_KINDS = ("AKIA", "ASIA", "ABIA", "ACCA")
 FORMATS: tuple[Format, ...] = (
     # AWS IAM user guide, "IAM identifiers", unique ID prefixes; 16 characters follow.
     _token("aws-access-key", rf"(?:{'|'.join(_AWS_KINDS)})[A-Z0-9]{{16}}", *_AWS_KINDS),
+    # The same guide, "Manage access keys": the secret of 40 characters, beside its id as in the file handed out.
+    Format(
+        "aws-secret-key",
+        _AWS_KINDS,
+        re.compile(
+            rf"(?:{'|'.join(_AWS_KINDS)})[A-Z0-9]{{16}}[^\w/+]{{1,9}}(?:[A-Za-z_]{{1,25}}[^\w/+]{{1,9}}){{0,4}}"
+            r"(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
+        ),
+    ),
     # AWS, "Actions and API keys for Amazon Bedrock": the prefix of long-term keys.
     _token("aws-bedrock-key", r"ABSK[A-Za-z0-9+/]{100,}={0,2}", "ABSK"),
     # GitHub docs, "About authentication to GitHub", token formats; GitHub blog, 5 April 2021.

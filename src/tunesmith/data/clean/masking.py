@@ -112,7 +112,9 @@ def _personal(config: PiiConfig) -> tuple[str, Finder] | None:
     """What is done with personal data, and what finds it; None when nothing is to be done."""
     if config.action == "keep":
         return None
-    return config.action, Finder(config.kinds, config.regions, config.allow)
+    if "phone" in config.kinds:
+        return config.action, Finder(config.kinds, config.regions, config.allow)
+    return config.action, Finder(config.kinds, allow=config.allow)
 
 
 def _secret(config: SecretsConfig) -> tuple[str, Finder] | None:

@@ -105,20 +105,20 @@ def plan_clean(config: CleanConfig) -> CleanPlan:
     """
     question = (config.min_question_characters, config.max_question_characters)
     answer = (config.min_answer_characters, config.max_answer_characters)
-    problems = [
+    crossed = [
         f"data.clean.min_{name}_characters={low} is more than max_{name}_characters={high}"
         for name, (low, high) in (("question", question), ("answer", answer))
         if high is not None and low > high
     ]
-    problems += [
+    unknown = [
         f"data.clean.languages: no language is called {code!r}{nearest(code, NAMES)}"
         for code in config.languages
         if not code or code not in NAMES
     ]
-    if problems:
-        raise ConfigError(
-            "\n".join(problems), fix=f"languages are {', '.join(filter(None, NAMES))}"
-        )
+    if crossed or unknown:
+        fixes = ["lower the least, or raise the most"] if crossed else []
+        fixes += [f"languages are {', '.join(filter(None, NAMES))}"] if unknown else []
+        raise ConfigError("\n".join([*crossed, *unknown]), fix="; ".join(fixes))
     from tunesmith.data.clean.masking import Privacy
 
     privacy = Privacy(config.pii, config.secrets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ def _by_field(row: Row, plan: CleanPlan) -> Iterator[str]:
     for name, unwanted in plan.drop_where.items():
         found = row.meta.get(name, _MISSING)
         if type(found) is type(unwanted) and found == unwanted:
-            yield f"{name} = {found!r}"
+            yield f"{name} = {json.dumps(found, ensure_ascii=False)}"
 
 
 _MISSING: Any = object()

@@ -96,7 +96,7 @@ def _place(match: re.Match[str]) -> tuple[int, int]:
 _MIXED = frozenset(
     {
         "ai-key",
-        "gitlab-token",
+        "aws-secret-key",
         "hosting-token",
         "adyen-key",
         "authorization",
@@ -117,10 +117,23 @@ def _holds(name: str, found: str) -> bool:
             return not _NO_VALUE.match(found) and found.lower() not in ("password", "pass", "pwd")
         case "password-in-command":
             return not _NO_VALUE.match(found)
+        case "gitlab-token":
+            # Of random tokens so short as these one in 33 has no digit.
+            return _entropy(found) >= 3.0 and (_has_digit(found) or _is_jumbled(found))
         case name if name in _MIXED:
-            return _entropy(found) >= 3.0 and any(map(str.isdigit, found))
+            return _entropy(found) >= 3.0 and _has_digit(found)
         case _:
             return True
+
+
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
+
+
+def _is_jumbled(text: str) -> bool:
+    """Whether small letters and capitals are both many, as in no name that is made of words."""
+    capitals = [letter.isupper() for letter in text if letter.isalpha()]
+    return 0.3 * len(capitals) <= sum(capitals) <= 0.7 * len(capitals)
 
 
 def _decoded(text: str) -> str:

@@ -135,7 +135,7 @@ class Budget:
         wrong = [
             f"{name} is {n}; it must be above 0"
             for name, n in named.items()
-            if n is not None and n <= 0
+            if n is not None and not n > 0  # nan is above nothing
         ]
         if wrong:
             raise ConfigError(f"the limits cannot be kept:\n{listed(wrong)}")

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from tunesmith.data.grow.ask import Ask, Budget, Refused, Reply
+from tunesmith.data.grow.ask import Ask, Budget, Refused, Reply, Spent
 from tunesmith.errors import ConfigError, EngineError
 
 __all__ = ["Endpoint"]
@@ -104,16 +104,21 @@ class Endpoint:
     def ask(self, ask: Ask, budget: Budget) -> Reply | Refused:
         """See `Engine.ask`."""
         last = ""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            budget.count_request()
-            found = self._attempt(ask, budget, attempt)
-            if not isinstance(found, _Again):
-                return found
-            last = found.reason
-            if attempt < MAX_ATTEMPTS:
-                pause = self._first_pause * 2 ** (attempt - 1) * (1 + random.random() / 4)
-                asked_for = found.after_seconds
-                budget.pause(min(LONGEST_PAUSE_SECONDS, pause if asked_for is None else asked_for))
+        try:
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                budget.count_request()
+                found = self._attempt(ask, budget, attempt)
+                if not isinstance(found, _Again):
+                    return found
+                last = found.reason
+                if attempt < MAX_ATTEMPTS:
+                    pause = self._first_pause * 2 ** (attempt - 1) * (1 + random.random() / 4)
+                    asked_for = found.after_seconds
+                    wanted = pause if asked_for is None else asked_for
+                    budget.pause(min(LONGEST_PAUSE_SECONDS, wanted))
+        except Spent as spent:
+            # A limit that ends the tries of one request must not hide why they were needed.
+            raise Spent(f"{spent}; the last try failed: {last}" if last else str(spent)) from spent
         raise EngineError(
             f"{self._url} failed {MAX_ATTEMPTS} times in a row: {last}",
             fix="look at the server's state; what was made is kept, and the same command goes on",

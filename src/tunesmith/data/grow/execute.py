@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.budget import SqlBudget
+from tunesmith.errors import counted
 from tunesmith.store.sqlite import QueryFailed, QueryRunner
 
-__all__ = ["SECONDS", "Failed", "Found", "ReadOnly", "same_rows"]
+__all__ = ["COST_SECONDS", "SECONDS", "Failed", "Found", "ReadOnly", "same_rows"]
 
 SECONDS = 5.0
+"""Longest time for one query."""
+COST_SECONDS = 5
+"""What a query that was ended after that time counts for in a budget."""
 MAX_ROWS = 100_000
 
 
@@ -25,9 +30,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a query gave no rows: SQLite's message, or the limit that it broke."""
+    """Why a query gave no rows: SQLite's message, or the limit that it broke.
+
+    Attributes:
+        is_left_out: it was not run, since limits ended too many before.
+    """
 
     error: str
+    is_left_out: bool = False
 
 
 class ReadOnly:
@@ -41,10 +51,19 @@ class ReadOnly:
     def __init__(self, path: Path, runner: QueryRunner) -> None:
         self._path, self._runner = path, runner
 
-    def run(self, sql: str) -> Found | Failed:
-        """The rows of one query. Nothing raises for what stands in `sql`."""
+    def run(self, sql: str, budget: SqlBudget | None = None) -> Found | Failed:
+        """The rows of one query. Nothing raises for what stands in `sql`.
+
+        Args:
+            budget: is charged for a query that a limit ends; when it is spent none is run.
+        """
+        if budget is not None and budget.is_spent:
+            ended = counted(budget.n_ended, "query", "queries")
+            return Failed(f"limits of time ended {ended} of the rows before", is_left_out=True)
         found = self._runner.run(self._path, sql, max_rows=MAX_ROWS)
         if isinstance(found, QueryFailed):
+            if budget is not None:
+                budget.charge(found)
             return Failed(found.error)
         if found.more:
             return Failed(f"it returns more than {MAX_ROWS:,} rows")

@@ -12,7 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tunesmith.data.grow.execute import SECONDS, Failed, ReadOnly, same_rows
+from tunesmith.data.budget import SqlBudget
+from tunesmith.data.grow.execute import COST_SECONDS, SECONDS, Failed, Found, ReadOnly, same_rows
 from tunesmith.data.grow.names import draw_names
 from tunesmith.data.grow.pieces import as_json, put
 from tunesmith.data.grow.rule import Draw, Made, Unfit
@@ -20,7 +21,7 @@ from tunesmith.data.grow.schema_text import NameSpan, name_spans, spliced
 from tunesmith.data.grow.turns import context_paths, remade
 from tunesmith.data.rows import Row
 from tunesmith.data.scripts import from_script, what_waits
-from tunesmith.errors import DataError, EnvironmentProblem
+from tunesmith.errors import DataError, EnvironmentProblem, counted
 from tunesmith.store import sha256_of_json, storage_errors, writing
 from tunesmith.store.sqlite import QueryRunner
 
@@ -28,6 +29,9 @@ __all__ = ["Rename", "renamed_query", "tables_of"]
 
 _FENCE = re.compile(r"```(?:\w*\n|sql\s)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _AS_NAME = re.compile(r"\b\w+_\w+\b")
+BUDGET = 30
+"""What queries that the clock ended may cost for each `BUDGET_ROWS` rows whose query is run: six of them."""
+BUDGET_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Rename:
             )
         self._folder, self._seed = folder, seed
         self._runner = QueryRunner(SECONDS)
+        self._budget, self._n_rows = SqlBudget(BUDGET, seconds=COST_SECONDS), 0
+        self._last: tuple[str, str, Found | Failed] | None = None
         self._originals: dict[str, _Original] = {}
         self._copies: dict[tuple[str, int], _Copy | str] = {}
         with storage_errors(folder):
@@ -115,12 +121,45 @@ class Rename:
         context = _renamed_context(row, list(answers.values()), copy, original)
         if isinstance(context, Unfit):
             return context
-        proof = _proved(row, _first(answers), str(_first(changes)), original, copy)
+        proof = self._proved(name, _first(answers), str(_first(changes)), original, copy)
         if isinstance(proof, Unfit):
             return proof
         old_to_new = {text: str(changes[path]) for path, text in answers.items()}
         new = _with_meta(remade(row, {**changes, **context}), copy.name, old_to_new)
         return Made(new, {"database": copy.name, "proof": proof})
+
+    def _proved(
+        self, name: str, before: str, after: str, original: _Original, copy: _Copy
+    ) -> str | Unfit:
+        """How the new query was proved to return what the old one does."""
+        old, new = (text[slice(*_query_place(text))] for text in (before, after))
+        left = self._run_original(name, old, original)
+        if isinstance(left, Failed):
+            how = "not run" if left.is_left_out else "the query fails as it is"
+            return Unfit(f"{how}: {left.error}")
+        right = copy.file.run(new, self._budget)
+        if isinstance(right, Failed):
+            how = "not run" if right.is_left_out else "the renamed query fails"
+            return Unfit(f"{how}: {right.error}")
+        if not same_rows(left, right):
+            return Unfit("the renamed query returns other rows")
+        if _tells(left.rows):
+            return f"both queries return the same {counted(len(left.rows), 'row')}"
+        found = "no row that tells them apart" if left.rows else "no rows"
+        if original.file.program(old) != copy.file.program(new):
+            return Unfit(
+                f"both queries return {found}, and SQLite compiles them to different programs"
+            )
+        return f"both queries return {found} and compile to the same program"
+
+    def _run_original(self, name: str, sql: str, original: _Original) -> Found | Failed:
+        """What a row's query returns; run once for all new rows of the row."""
+        if self._last is None or self._last[:2] != (name, sql):
+            if self._n_rows and self._n_rows % BUDGET_ROWS == 0:
+                self._budget = SqlBudget(BUDGET, seconds=COST_SECONDS)
+            self._n_rows += 1
+            self._last = (name, sql, original.file.run(sql, self._budget))
+        return self._last[2]
 
     def _copy(self, name: str, original: _Original, number: int) -> _Copy | str:
         """The copy of a number, made when it is first asked for; text says why there is none."""
@@ -340,26 +379,6 @@ def _names_used(answer: str, names: Mapping[str, str], original: _Original) -> s
     tables = {table.casefold() for table in original.columns}
     found = {node.name.casefold() for node in tree.find_all(exp.Identifier)}
     return found & set(names) & (known | (used & tables))
-
-
-def _proved(row: Row, before: str, after: str, original: _Original, copy: _Copy) -> str | Unfit:
-    """How the new query was proved to return what the old one does."""
-    old, new = (text[slice(*_query_place(text))] for text in (before, after))
-    left = original.file.run(old)
-    if isinstance(left, Failed):
-        return Unfit(f"the query fails as it is: {left.error}")
-    right = copy.file.run(new)
-    if isinstance(right, Failed):
-        return Unfit(f"the renamed query fails: {right.error}")
-    if not same_rows(left, right):
-        return Unfit("the renamed query returns other rows")
-    if _tells(left.rows):
-        noun = "row" if len(left.rows) == 1 else "rows"
-        return f"both queries return the same {len(left.rows)} {noun}"
-    found = "no row that tells them apart" if left.rows else "no rows"
-    if original.file.program(old) != copy.file.program(new):
-        return Unfit(f"both queries return {found}, and SQLite compiles them to different programs")
-    return f"both queries return {found} and compile to the same program"
 
 
 def _tells(rows: Sequence[Sequence[Any]]) -> bool:

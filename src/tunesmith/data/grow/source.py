@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from tunesmith.data.named import once
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, tell, to_row
@@ -80,13 +81,17 @@ def grounds_of(
 
     Raises:
         MissingError: a file is not there.
+        ConfigError: a file is named twice.
         DataError: rows are wrong, or a file is held out.
         ArtifactError: a sealed dataset is damaged.
     """
+    from tunesmith.data.read import expand
+
     found = Grounds([], [], {})
+    once([path for file in files for path in ([Path(file)] if _is_one(file) else expand([file]))])
     for file in files:
         path = Path(file)
-        if file != "-" and (path / MANIFEST).is_file():
+        if file != "-" and _is_one(file):
             sealed = Artifact.open(path, "data")
             found.rows.extend(read_rows([sealed.path("train.jsonl")]))
             held = [sealed.path(f"{split}.jsonl") for split in HELD_OUT]
@@ -97,6 +102,11 @@ def grounds_of(
             _refuse_held_out(path)
         found.rows.extend(read_rows([file], options, form))
     return found
+
+
+def _is_one(file: str) -> bool:
+    """Whether it is stdin or a sealed dataset, and not files."""
+    return file == "-" or (Path(file) / MANIFEST).is_file()
 
 
 def _databases(sealed: Artifact) -> dict[str, Path]:

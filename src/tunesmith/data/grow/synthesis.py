@@ -276,7 +276,9 @@ class _Run:
             heard = self._next()
             n_open -= 1
             if isinstance(heard.error, Spent):
-                ended = ended or str(heard.error)
+                # One that was tried before says more of the same limit.
+                if str(heard.error).startswith(ended):
+                    ended = str(heard.error)
                 continue
             self._keep(heard.ask, heard.outcome)
             if on_reply is not None:

@@ -98,8 +98,9 @@ def _tiles(found: Stats) -> Iterator[tuple[str, str]]:
     """The figures at the head: label and value."""
     report = found.report or {}
     yield "rows", f"{found.n_rows:,}"
-    if found.question and found.answer:
+    if found.question:
         yield "median question", f"{found.question.median:,} characters"
+    if found.answer:
         yield "median answer", f"{found.answer.median:,} characters"
     if found.tokens:
         yield "median row", f"{found.tokens.median:,} tokens"

@@ -116,7 +116,7 @@ class Stats:
         rows: split -> rows.
         kinds: kind -> rows.
         unreadable: problems that kept raw rows from being read.
-        question, answer: characters.
+        question, answer: characters; a plain text has no question.
         tokens, trained: tokens of whole rows and of what the loss counts, of a sample of rows; None
             when they were not counted, for the reason in `tokens_note`.
         turns: turns of a conversation -> rows.
@@ -186,7 +186,8 @@ class _Seen:
         n = sum(self.rows.values())
         self.rows[split] += 1
         self.kinds[row.kind] += 1
-        self.question[len(row.question)] += 1
+        if row.kind != "text":
+            self.question[len(row.question)] += 1
         self.answer[len(row.answer)] += 1
         if row.messages:
             self.turns[len(row.messages)] += 1

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
-from tunesmith.data.rows import Field
+from tunesmith.data.rows import Field, json_kind
 
-__all__ = ["Refused", "fields_of", "first_twice", "flat", "kind", "value_of"]
+__all__ = ["Refused", "fields_of", "first_twice", "flat", "value_of"]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _KEY = r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
@@ -168,13 +168,7 @@ def _refusal(text: str) -> Refused:
     except ValueError as error:
         # Python refuses to convert numbers of several thousand digits.
         return Refused(f"not valid JSON: {error}")
-    return Refused(f"a row is a JSON object, this is {kind(value)}")
-
-
-def kind(value: object) -> str:
-    """What a parsed JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
+    return Refused(f"a row is a JSON object, this is {json_kind(value)}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

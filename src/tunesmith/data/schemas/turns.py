@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tunesmith.data.rows import Field
+from tunesmith.data.rows import Field, json_kind
 from tunesmith.data.schemas.slices import as_field, json_text
 
 __all__ = [
@@ -79,7 +79,14 @@ def _not_text(value: object) -> str:
         if set(kinds) <= {"text"}:
             return f"a list of {len(value)} text parts; write them as one text"
         return f"parts of type {', '.join(map(repr, kinds))}; only text can be learned"
-    return f"not a string but {type(value).__name__} {str(value)[:40]!r}"
+    return f"not a string but {json_kind(value)}{_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    """A value that is no text, in quotes after a space; null is named already."""
+    if value is None:
+        return ""
+    return f" {(json_text(value) if isinstance(value, bool) else str(value))[:40]!r}"
 
 
 def conversation_problems(
@@ -162,7 +169,7 @@ def _call_problems(one: Mapping[str, Any], at: str, known: frozenset[str]) -> It
     if role != "assistant":
         yield f"{at}.tool_calls: in a turn of {role!r}; only the assistant calls tools"
     elif not isinstance(calls, list):
-        yield f"{at}.tool_calls: not a list but {type(calls).__name__}"
+        yield f"{at}.tool_calls: not a list but {json_kind(calls)}"
     else:
         for index, call in enumerate(calls):
             yield from _one_call_problems(call, f"{at}.tool_calls[{index}]")

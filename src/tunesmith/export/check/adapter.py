@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import ModelError
 from tunesmith.export.check.report import Desk
+from tunesmith.export.patterns import doubtful_settings, values_by_pattern
 from tunesmith.models.files import (
     Findings,
     StoredTensor,
@@ -23,7 +25,6 @@ _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
     r"(?:\.weight)?"
 )
-_PLAIN = re.compile(r"[\w.-]+")
 _OTHER = {"lora_A": "lora_B", "lora_B": "lora_A"}
 _OTHER |= {"lora_embedding_A": "lora_embedding_B", "lora_embedding_B": "lora_embedding_A"}
 _RANDOM = "PEFT leaves what it does not find at its start, without a word: the adapter does less"
@@ -55,6 +56,9 @@ def check_adapter(desk: Desk, folder: Path) -> None:
     if config.get("auto_mapping"):
         told = "it names classes of its own"
         found.note("adapter-config", "key auto_mapping", told)
+    for key, pattern, why in doubtful_settings(config):
+        told, fix = f"PEFT would match every layer with {pattern[:200]!r}", "write a list of names"
+        found.warning("adapter-pattern", f"key {key}", told, why, fix)
     if kind != "LORA" or not tensors:
         return
     modules = _modules(tensors)
@@ -106,10 +110,12 @@ def _check_ranks(
             why = "the adapter's product is scaled by lora_alpha / r"
             found.error("adapter-config", f"key {key}", f"it is {value!r}, no positive number", why)
             return
-    patterns = config.get("rank_pattern") or {}
+    asked = _asked_ranks(found, config, modules)
+    if asked is None:
+        return
     ranks = set()
     for module, parts in modules.items():
-        allowed = _allowed_ranks(module, rank, patterns if isinstance(patterns, dict) else {})
+        wanted = asked.get(module, rank)
         for part, tensor in parts.items():
             other = _OTHER.get(part)
             if other is None:
@@ -120,20 +126,25 @@ def _check_ranks(
                 continue
             real = _rank_of(part, tensor)
             ranks.add(real)
-            if real not in allowed:
-                told = (
-                    f"its rank is {real}, the config says {' or '.join(map(str, sorted(allowed)))}"
-                )
+            if real != wanted:
+                told = f"its rank is {real}, the config says {wanted}"
                 weights.error("adapter-rank", where, told, "loading fails, or scales it wrong")
-    if config.get("use_dora") and not any("lora_magnitude_vector" in p for p in modules.values()):
+    _check_magnitudes(found, config, modules)
+    desk.tell(folder, ranks=sorted(ranks), alpha=alpha, modules=len(modules))
+
+
+def _check_magnitudes(
+    found: Findings, config: Mapping[str, Any], modules: Mapping[str, Parts]
+) -> None:
+    has = any("lora_magnitude_vector" in parts for parts in modules.values())
+    if config.get("use_dora") and not has:
         told = "it is set; the weights hold no magnitudes"
         found.error("adapter-config", "key use_dora", told, _RANDOM)
-    if not config.get("use_dora") and any("lora_magnitude_vector" in p for p in modules.values()):
+    if not config.get("use_dora") and has:
         told = "it is not set; the weights hold magnitudes"
         found.error(
             "adapter-config", "key use_dora", told, "the adapter would compute something else"
         )
-    desk.tell(folder, ranks=sorted(ranks), alpha=alpha, modules=len(modules))
 
 
 def _rank_of(part: str, tensor: StoredTensor) -> int:
@@ -143,14 +154,17 @@ def _rank_of(part: str, tensor: StoredTensor) -> int:
     return tensor.shape[0] if part.endswith("A") else tensor.shape[1]
 
 
-def _allowed_ranks(module: str, rank: Any, patterns: Mapping[str, Any]) -> set[int]:
-    """PEFT takes the first pattern that ends the module's name; a regular expression is not run here."""
-    for pattern, value in patterns.items():
-        if not _PLAIN.fullmatch(pattern):
-            return {rank, *(one for one in patterns.values() if isinstance(one, int))}
-        if module == pattern or module.endswith(f".{pattern}"):
-            return {value if isinstance(value, int) else 0}
-    return {rank}
+def _asked_ranks(
+    found: Findings, config: Mapping[str, Any], modules: Mapping[str, Parts]
+) -> dict[str, Any] | None:
+    """Layer -> rank, of those that have one by a pattern; None, and told, for patterns that are not run."""
+    tables = {}
+    for key in ("rank_pattern", "alpha_pattern"):
+        try:
+            tables[key] = values_by_pattern(config.get(key), modules, "it")
+        except ModelError as error:
+            found.error("adapter-pattern", f"key {key}", error.what, error.why, error.fix)
+    return tables["rank_pattern"] if len(tables) == 2 else None
 
 
 def _check_modules(

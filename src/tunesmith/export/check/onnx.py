@@ -1,13 +1,12 @@
 """ONNX files: lengths, operators and the files of their weights, read without onnx or protobuf.
 
-Format: Protocol Buffers' wire format (the specification "Encoding" of Protocol Buffers) and
-`onnx/onnx.proto`: ModelProto.graph = 7, GraphProto.node = 1, .initializer = 5, NodeProto.domain = 7,
-TensorProto.name = 8, .external_data = 13.
+Format: Protocol Buffers' wire format (the specification "Encoding" of Protocol Buffers) and the
+numbers of fields in `onnx/onnx.proto` (1.20).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,10 +19,32 @@ _FIX = "export the model again"
 _OWN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _MOST_FIELDS = 2_000_000
 _MOST_TEXT = 4_096
-_GRAPH, _NODE, _INITIALIZER, _DOMAIN, _NAME, _EXTERNAL = 7, 1, 5, 7, 8, 13
+_MOST_DEPTH = 100
+"""Messages inside of messages: where Protocol Buffers' own readers stop."""
+_NAME, _EXTERNAL = 8, 13
+"""Fields of a TensorProto."""
+_INSIDE: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "initializer", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute", 7: "domain"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse",
+        23: "sparse",
+    },
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+"""Kind of a message -> number of a field -> kind of the message in it: all ways to a tensor."""
 
 _Field = tuple[int, int, int]
 """Number, first byte, end."""
+_Part = tuple[str, int, int]
+"""Kind, first byte, end."""
 
 
 class _Broken(Exception):
@@ -33,40 +54,56 @@ class _Broken(Exception):
 def check_onnx(desk: Desk, path: Path) -> None:
     """Every length inside the one around it, every external file inside the folder and long enough."""
     found = desk.about(path, _FIX)
-    nodes = weights = 0
+    counts = dict.fromkeys(("graph", "node", "initializer"), 0)
     domains: set[str] = set()
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
+        walk = _Walk(stream)
         try:
-            walk = _Walk(stream)
-            graphs = [field for field in walk.fields(0, size) if field[0] == _GRAPH]
-            for _, start, end in graphs:
-                for number, first, last in walk.fields(start, end):
-                    if number == _NODE:
-                        nodes += 1
-                        domains |= set(_texts(walk, first, last, _DOMAIN))
-                    elif number == _INITIALIZER:
-                        weights += 1
-                        _check_weight(desk, found, walk, path, (number, first, last))
+            for kind, start, end in _parts(walk, ("model", 0, size), 0):
+                if kind == "domain":
+                    domains.add(walk.text(start, end))
+                elif kind in ("initializer", "tensor"):
+                    _check_weight(desk, found, walk, path, (start, end))
+                if kind in counts:
+                    counts[kind] += 1
         except _Broken as error:
             found.error("onnx-structure", "", str(error), "a reader that trusts it would read on")
             return
-    if not graphs or not nodes:
+    if not counts["graph"] or not counts["node"]:
         found.error("onnx-structure", "", "it holds no graph", "nothing can be computed with it")
-    desk.tell(path, nodes=nodes, initializers=weights, bytes=size)
+    desk.tell(path, nodes=counts["node"], initializers=counts["initializer"], bytes=size)
     for domain in sorted(domains - _OWN):
         told = f"it uses operators of {domain[:100]!r}"
         why = "they come from a library of machine code that has to be loaded"
         found.warning("code", "", told, why, "use a model of ONNX's own operators")
 
 
-def _check_weight(desk: Desk, found: Findings, walk: _Walk, path: Path, field: _Field) -> None:
-    _, start, end = field
+def _parts(walk: _Walk, part: _Part, depth: int) -> Iterator[_Part]:
+    """All that lies in a message and may lead to a tensor: subgraphs, attributes, functions, too."""
+    kind, start, end = part
+    if depth > _MOST_DEPTH:
+        raise _Broken(
+            f"byte {start:,} lies in more than {_MOST_DEPTH} messages inside of each other"
+        )
+    known = _INSIDE[kind]
+    for number, first, last in walk.fields(start, end):
+        if number in known:
+            inner = (known[number], first, last)
+            yield inner
+            if inner[0] in _INSIDE:
+                yield from _parts(walk, inner, depth + 1)
+
+
+def _check_weight(
+    desk: Desk, found: Findings, walk: _Walk, path: Path, place: tuple[int, int]
+) -> None:
+    start, end = place
     entries: dict[str, str] = {}
-    name = next(iter(_texts(walk, start, end, _NAME)), "")
+    name = _last_text(walk, start, end, _NAME)
     for number, first, last in walk.fields(start, end):
         if number == _EXTERNAL:
-            key, value = (next(iter(_texts(walk, first, last, n)), "") for n in (1, 2))
+            key, value = (_last_text(walk, first, last, n) for n in (1, 2))
             entries[key] = value
     if not entries:
         return
@@ -98,10 +135,13 @@ def _is_file(place: Path) -> bool:
         return False
 
 
-def _texts(walk: _Walk, start: int, end: int, number: int) -> Iterator[str]:
+def _last_text(walk: _Walk, start: int, end: int, number: int) -> str:
+    """The text of a field; of one that is there twice readers take the last."""
+    text = ""
     for found, first, last in walk.fields(start, end):
         if found == number:
-            yield walk.text(first, last)
+            text = walk.text(first, last)
+    return text
 
 
 class _Walk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,14 @@ class Desk:
         self.facts.setdefault(self.name(path), {}).update(facts)
 
     def findings(self) -> tuple[Finding, ...]:
-        """All findings so far, errors first, each once."""
-        every: Sequence[Finding] = [one for found in self._found for one in found.found]
-        return tuple(sorted(dict.fromkeys(every), key=lambda one: _ORDER[one.severity]))
+        """All findings so far, errors first, each once.
+
+        Several parts read the same file. Of the same fact the last one's remedy stays: it knows what the
+        file is for.
+        """
+        every = {
+            (one.severity, one.check, one.file, one.where, one.what): one
+            for found in self._found
+            for one in found.found
+        }
+        return tuple(sorted(every.values(), key=lambda one: _ORDER[one.severity]))

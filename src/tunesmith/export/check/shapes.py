@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import ModelError
 from tunesmith.export.check.report import Desk
 
 __all__ = ["check_shapes"]
@@ -20,10 +21,10 @@ def check_shapes(desk: Desk, folder: Path, place: Path, config: Mapping[str, Any
         folder: what findings name.
         place: holds its sound files and no others.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.models.load import quiet_transformers
+    from tunesmith.models.load import TOGETHER, quiet_transformers
+    from tunesmith.models.refusals import refusing
 
     found = desk.about(folder, "use config.json and weights of one model, saved together")
     if isinstance(config.get("quantization_config"), dict):
@@ -34,7 +35,7 @@ def check_shapes(desk: Desk, folder: Path, place: Path, config: Mapping[str, Any
         found.note("weights-shape", "", told)
         return
     try:
-        with quiet_transformers():
+        with refusing("transformers cannot build it", TOGETHER), quiet_transformers():
             _, report = AutoModelForCausalLM.from_pretrained(
                 place,
                 device_map="meta",
@@ -44,17 +45,11 @@ def check_shapes(desk: Desk, folder: Path, place: Path, config: Mapping[str, Any
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (
-        *(OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError),
-        *(AssertionError, ImportError, ArithmeticError, SafetensorError),
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(
-            str(place), desk.name(folder)
-        )
+    except ModelError as error:
         found.error(
             "weights-load",
             "",
-            f"transformers cannot build it: {reason[:300]}",
+            f"{error.what}: {error.why.replace(str(place), desk.name(folder))}",
             "it cannot be used as a causal language model",
         )
         return

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import ModelError
 from tunesmith.export.check.report import Desk
 from tunesmith.export.check.sandbox import ANSWER, MOST_TEMPLATE, render_apart
 from tunesmith.export.check.tree import only
@@ -66,6 +67,8 @@ def check_tokens(
     _check_ids(desk, found, folder, ids, rows)
     special = _special(settings, ids, about_settings)
     template, named = _template(desk, folder, settings)
+    may_load = settings_file in texts or template is not None
+    tokenizer = _loaded(desk, folder, texts) if may_load else None
     if template is None:
         if template_expected := desk.sealed.get("renderer_fingerprint"):
             told = f"there is no chat template; the run was sealed with {template_expected[:12]}"
@@ -79,8 +82,8 @@ def check_tokens(
             )
         return
     rendered = check_template(desk.about(named, _RESTORE), template, special)
-    if rendered is not None:
-        _check_renderer(desk, folder, (named, texts), stops)
+    if rendered is not None and tokenizer is not None:
+        _check_renderer(desk, (folder, named), tokenizer, stops)
 
 
 def ids_of(words: Mapping[str, Any], found: Findings) -> dict[str, int] | None:
@@ -229,34 +232,49 @@ def check_template(
 _WHY_TEMPLATE = "the model would be asked otherwise than it was trained"
 
 
+def _loaded(desk: Desk, folder: Path, texts: Sequence[Path]) -> Any | None:
+    """The tokenizer that its loader makes of these files; None, and told, when it is of no use."""
+    from tunesmith.models.load import load_tokenizer
+    from tunesmith.models.refusals import refuse_silent
+
+    found = desk.about(folder / "tokenizer.json", _RESTORE)
+    with only(texts) as place:
+        try:
+            tokenizer = load_tokenizer(place)
+        except ModelError as error:
+            # A failed load names the passing folder; its reason is what counts.
+            named = str(place) in error.what
+            what = f"it cannot be loaded: {error.why}" if named else error.what
+            what = what.replace(str(place), desk.name(folder))
+            found.error("tokenizer-load", "", what, "no text can be turned into tokens", error.fix)
+            return None
+    try:
+        refuse_silent(tokenizer)
+    except ModelError as error:
+        found.error("tokenizer-vocabulary", "", error.what, error.why, error.fix)
+        return None
+    return tokenizer
+
+
 def _check_renderer(
-    desk: Desk,
-    folder: Path,
-    read: tuple[Path, Sequence[Path]],
-    stops: Mapping[str, tuple[int, ...]],
+    desk: Desk, places: tuple[Path, Path], tokenizer: Any, stops: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Our own renderer on it: fingerprint, and the tokens that end an answer.
+    """Our own renderer on it, the template in the limited child: fingerprint, and the tokens that end an answer.
 
     Args:
-        read: the template's file, and all that the tokenizer is made from.
+        places: the folder, and the template's file.
     """
-    from tunesmith.errors import ModelError
+    from tunesmith.export.check.apart import write_apart
     from tunesmith.models.chat import ChatRenderer
-    from tunesmith.models.load import load_tokenizer
 
-    named, texts = read
+    folder, named = places
     found = desk.about(named, _RESTORE)
     try:
-        with only(texts) as place:
-            renderer = ChatRenderer(load_tokenizer(place))
+        renderer = ChatRenderer(tokenizer, write_apart)
         fingerprint = renderer.fingerprint
     except ModelError as error:
-        # A failed load names the passing folder; its reason is what counts.
-        what = error.why if str(place) in error.what else error.what.splitlines()[0]
-        what = what.replace(str(place), desk.name(folder))
-        found.error(
-            "template-renderer", "", what, "the model cannot be asked as it was trained", error.fix
-        )
+        what, why = error.what.splitlines()[0], "the model cannot be asked as it was trained"
+        found.error("template-renderer", "", what, why, error.fix)
         return
     desk.tell(
         folder, fingerprint=fingerprint, stops=[_shown(renderer, i) for i in renderer.stop_ids]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tunesmith.models.chat import ChatRenderer
 
 __all__ = [
+    "BESIDE",
     "answers",
     "decoder_layers",
     "hushed",
@@ -44,7 +45,7 @@ __all__ = [
     "write_quantised",
 ]
 
-_BESIDE = (
+BESIDE = (
     "tokenizer*",
     "chat_template*",
     "special_tokens_map.json",
@@ -53,6 +54,7 @@ _BESIDE = (
     "merges.txt",
     "generation_config.json",
 )
+"""Files of the merged model that every folder holds as they are."""
 
 
 def require(form: str, extra: str, *packages: str) -> None:
@@ -110,7 +112,7 @@ def keep_rest_in(model: Any, dtype: torch.dtype) -> None:
 
 def put_beside(sources: Sources, target: Path) -> None:
     """Tokenizer, chat template and stop tokens, as the merged model has them."""
-    for pattern in _BESIDE:
+    for pattern in BESIDE:
         for file in sorted(sources.merged.glob(pattern)):
             shutil.copyfile(file, target / file.name)
 

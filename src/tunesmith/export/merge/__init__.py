@@ -7,16 +7,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.export.merge.asked import Asked
     from tunesmith.export.merge.methods import METHODS
+    from tunesmith.export.merge.plan import MergePlan
     from tunesmith.export.merge.quantised import BaseEffect, quantised_base_effect
-    from tunesmith.export.merge.stage import MergeResult, run
+    from tunesmith.export.merge.stage import MergeResult, foreseen, run
 
-__all__ = ["METHODS", "Asked", "BaseEffect", "MergeResult", "quantised_base_effect", "run"]
+__all__ = [
+    "METHODS",
+    "Asked",
+    "BaseEffect",
+    "MergePlan",
+    "MergeResult",
+    "foreseen",
+    "quantised_base_effect",
+    "run",
+]
 
 _HOMES = {
     "METHODS": "tunesmith.export.merge.methods",
     "Asked": "tunesmith.export.merge.asked",
     "BaseEffect": "tunesmith.export.merge.quantised",
+    "MergePlan": "tunesmith.export.merge.plan",
     "MergeResult": "tunesmith.export.merge.stage",
+    "foreseen": "tunesmith.export.merge.stage",
     "quantised_base_effect": "tunesmith.export.merge.quantised",
     "run": "tunesmith.export.merge.stage",
 }

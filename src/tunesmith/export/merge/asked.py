@@ -50,6 +50,7 @@ def wrong_with(asked: Asked) -> list[TunesmithError]:
             )
         )
     else:
+        found += _wrong_count(asked, kind)
         found += [ConfigError(what, fix=fix) for what, fix in _wrong_for(asked, kind)]
     lists = (("--weights", asked.weights), ("--density", asked.densities))
     for option, values in lists:
@@ -61,32 +62,53 @@ def wrong_with(asked: Asked) -> list[TunesmithError]:
                 )
             )
     found += [ConfigError(what, fix=fix) for what, fix in _wrong_numbers(asked)]
-    # A sealed one is looked at later: it may be this very merge.
-    is_sealed = (asked.out / MANIFEST).is_file()
-    if asked.out.is_dir() and not is_sealed and any(asked.out.iterdir()):
-        found.append(
-            UsedDirectoryError(
-                f"{asked.out} is not empty",
-                why="a merge overwrites nothing",
-                fix="name a new folder with --out, or delete that one",
-            )
-        )
-    elif asked.out.exists() and not asked.out.is_dir():
-        found.append(
-            UsedDirectoryError(
-                f"{asked.out} is a file", why="a merge makes a folder", fix="name a new --out"
-            )
-        )
+    found += _wrong_out(asked)
     return found
+
+
+def _wrong_out(asked: Asked) -> Iterator[TunesmithError]:
+    """A place that holds something, or lies in one of the models."""
+    out = asked.out.expanduser()
+    # A sealed one is looked at later: it may be this very merge.
+    is_sealed = (out / MANIFEST).is_file()
+    if out.is_dir() and not is_sealed and any(out.iterdir()):
+        yield UsedDirectoryError(
+            f"{asked.out} is not empty",
+            why="a merge overwrites nothing",
+            fix="name a new folder with --out, or delete that one",
+        )
+        return
+    if out.exists() and not out.is_dir():
+        yield UsedDirectoryError(
+            f"{asked.out} is a file", why="a merge makes a folder", fix="name a new --out"
+        )
+        return
+    for given in (*asked.models, *(() if asked.base is None else (asked.base,))):
+        place = Path(given).expanduser().resolve()
+        if place.is_dir() and place in out.resolve().parents:
+            yield ConfigError(
+                f"--out {asked.out} lies in {given}",
+                why="a merge changes nothing in the models that it is made of",
+                fix="name a folder elsewhere with --out",
+            )
+
+
+def _wrong_count(asked: Asked, kind: Method) -> Iterator[ConfigError]:
+    """More or fewer models than the method takes."""
+    fewest, most = kind.models
+    count = len(asked.models)
+    if fewest <= count <= (count if most is None else most):
+        return
+    wanted = f"{fewest} models" if fewest == most else f"at least {fewest} models"
+    yield ConfigError(
+        f"--method {asked.method} takes {wanted}, --models names {count}",
+        why=f"it is {kind.about}",
+        fix="name them with commas between, --models A,B; or use --method linear, which takes any number",
+    )
 
 
 def _wrong_for(asked: Asked, kind: Method) -> Iterator[tuple[str, str]]:
     """What does not go with the method, and how to mend it."""
-    fewest, most = kind.models
-    count = len(asked.models)
-    if count < fewest or (most is not None and count > most):
-        wanted = f"{fewest} models" if fewest == most else f"at least {fewest} models"
-        yield f"--method {asked.method} takes {wanted}, --models names {count}", "change --models"
     is_slerp, is_concat = asked.method == "slerp", asked.method == "concat"
     set_but_unread = {
         "--weights": asked.weights is not None and is_slerp,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError, listed
+from tunesmith.export.patterns import values_by_pattern
 from tunesmith.models.files import refuse_damaged_safetensors
 
 if TYPE_CHECKING:
@@ -196,8 +197,13 @@ def read_adapter(folder: Path) -> Adapter:
     problems = list(_unsupported(config))
     halves, whole = _sorted_keys(shapes)
     pairs: dict[str, Pair] = {}
+    numbers = {
+        key: values_by_pattern(config.get(table), halves, f"{table} in {folder / CONFIG}")
+        for key, table in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+    }
     for module, names in halves.items():
-        pair = _pair(module, names, shapes, config, problems)
+        own = {key: values[module] for key, values in numbers.items() if module in values}
+        pair = _pair(module, names, shapes, {**config, **own}, problems)
         if pair is not None:
             pairs[pair.weight] = pair
     if not pairs and not problems:
@@ -217,7 +223,7 @@ def _config(folder: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
         for name in ("rank_pattern", "alpha_pattern"):
-            if not _is_table_of_patterns(config.get(name) or {}):
+            if not isinstance(config.get(name) or {}, dict):
                 raise ValueError(f"{name} is {config[name]!r}, no table of patterns")
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -269,13 +275,6 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _is_table_of_patterns(value: Any) -> bool:
-    try:
-        return isinstance(value, dict) and all(re.compile(pattern) for pattern in value)
-    except re.error:
-        return False
-
-
 def _sorted_keys(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Module -> half -> name in the file; and weight -> name in the file for whole weights."""
     halves: dict[str, dict[str, str]] = {}
@@ -300,7 +299,11 @@ def _pair(
     config: Mapping[str, Any],
     problems: list[str],
 ) -> Pair | None:
-    """One layer's pair; None, and a problem more, when it is not whole or not as its config says."""
+    """One layer's pair; None, and a problem more, when it is not whole or not as its config says.
+
+    Args:
+        config: with the layer's own rank and alpha.
+    """
     missing = [f"lora_{half.upper()}" for half in ("a", "b") if half not in names]
     if missing:
         problems.append(f"{module} has no {missing[0]}")
@@ -309,8 +312,7 @@ def _pair(
         problems.append(f"{module}: lora_A and lora_B are no matrices")
         return None
     (rank, fan_in), (fan_out, other) = shapes[names["a"]], shapes[names["b"]]
-    asked = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    asked, alpha = config.get("r"), config.get("lora_alpha")
     if rank != other or rank != asked or rank < 1:
         problems.append(
             f"{module}: lora_A has rank {rank}, lora_B {other}, the config says {asked}"
@@ -337,11 +339,3 @@ def _pair(
         turned=turned,
         scale=alpha / (rank**0.5 if config.get("use_rslora") else rank),
     )
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value for a module: the first pattern that its name ends with, as PEFT has it."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tunesmith.models import embedded
 from tunesmith.models.load import HUB_ID, BaseModel, base_on_disk, resolve_base
 from tunesmith.store import MANIFEST, Artifact, Parent, sha256_of_file
 
-__all__ = ["Member", "base_of", "open_base", "open_member"]
+__all__ = ["Member", "base_of", "open_base", "open_member", "repeated"]
 
 _FOLDERS: Mapping[str, str] = {"adapter": CONFIG, "model": "config.json", "merged": "config.json"}
 """Where sealed artifacts keep a model, the most exact form first."""
@@ -157,3 +157,11 @@ def _named(name: str) -> BaseModel | None:
         has_model = (Path(name).expanduser() / "config.json").is_file()
         return resolve_base(ModelConfig(base=name)) if has_model else None
     return base_on_disk(ModelConfig(base=name)) if HUB_ID.match(name) else None
+
+
+def repeated(members: Sequence[Member]) -> Iterator[str]:
+    """Notes about models that are named twice."""
+    for number, member in enumerate(members):
+        same = [one.given for one in members[:number] if one.parent.sha256 == member.parent.sha256]
+        if same:
+            yield f"{same[0]} and {member.given} are the same model, and count twice"

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ConfigError, ModelError, TunesmithError
 from tunesmith.export.merge.asked import Asked, raise_all, settings_of, wrong_with
-from tunesmith.export.merge.members import Member, base_of, open_base, open_member
+from tunesmith.export.merge.members import Member, base_of, open_base, open_member, repeated
 from tunesmith.export.merge.methods import METHODS, Settings
-from tunesmith.export.merge.prompts import Prompts, prompts_of
+from tunesmith.export.merge.prompts import Prompts, prompts_of, refuse_other_tokens
 from tunesmith.export.merge.tensors import FLOATS, Stored, Weights
 from tunesmith.models.load import BaseModel, quiet_transformers
+from tunesmith.models.refusals import refusing
 from tunesmith.store import sha256_of_file
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def plan_merge(asked: Asked) -> MergePlan:
         base=base,
         reference=reference,
         prompts=prompts,
-        notes=(*notes, *prompts.notes),
+        notes=(*repeated(members), *notes, *prompts.notes),
         opened=opened,
     )
 
@@ -262,6 +263,8 @@ def _misfits(
             if member.adapter is None and member.dir != reference:
                 opened[member.dir] = Weights(member.dir)
                 lines = list(_of_config(_config(member.dir), config))
+                if [line.partition(" ")[0] for line in lines] == ["vocab_size"]:
+                    refuse_other_tokens(member.dir, reference)
                 lines += [] if lines else _of_tensors(opened[member.dir], opened[reference], names)
         except ModelError as error:
             yield error
@@ -319,6 +322,12 @@ def _of_adapter(member: Member, base: Weights, names: HeadNames) -> Iterator[str
     for name, shape in changes.items():
         if name not in shapes:
             yield f"it changes {name}, which the base does not have"
+        elif name in adapter.whole and name in (names.embedding, names.head):
+            if shapes[name] != tuple(shape):
+                yield (
+                    f"its {name} has shape {tuple(shape)}, the base's {shapes[name]}: tokens were added before it "
+                    "was trained, and --base must be the base with these tokens, its tokenizer beside it"
+                )
         elif shapes[name] != tuple(shape):
             yield f"it changes {name} of shape {tuple(shape)}, the base has {shapes[name]}"
 
@@ -327,22 +336,16 @@ def _config(folder: Path) -> dict[str, Any]:
     """The model's settings, older spellings read as transformers reads them."""
     from transformers import AutoConfig
 
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the config of the model in {folder} cannot be read",
-            why=str(error).splitlines()[0],
-            fix="check its config.json; the architecture must be one that transformers knows",
-        ) from error
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    if (found.get("quantization_config") or {}).get("quant_method"):
+    what = f"the config of the model in {folder} cannot be read"
+    fix = "check its config.json; the architecture must be one that transformers knows"
+    with refusing(what, fix), quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    quantised = found.get("quantization_config")
+    if isinstance(quantised, dict) and quantised.get("quant_method"):
         raise ModelError(
             f"{folder} holds quantised weights",
-            why=f"its config names {found['quantization_config']['quant_method']!r}",
+            why=f"its config names {quantised['quant_method']!r}",
             fix="name the model in its original precision",
         )
     return found
@@ -362,20 +365,13 @@ def _head_names(folder: Path, _content: str) -> HeadNames:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-            model.tie_weights()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"the model in {folder} is of an unknown architecture",
-            why=str(error).splitlines()[0],
-            fix="use a causal language model that transformers knows",
-        ) from error
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    what = f"the model in {folder} is of an unknown architecture"
+    fix = "use a causal language model that transformers knows, with its own config.json"
+    with refusing(what, fix), quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.tie_weights()
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
     tied = head is not None and head.weight is embedding.weight
     return HeadNames(names[id(embedding)], None if head is None else names[id(head)], tied)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, listed
+from tunesmith.export.check.apart import refuse_endless_template
 from tunesmith.export.merge.members import Member
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.load import load_tokenizer
 from tunesmith.store import sha256_of_file, sha256_of_json
 
-__all__ = ["Prompts", "prompts_of"]
+__all__ = ["Prompts", "prompts_of", "refuse_other_tokens"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def prompts_of(members: Sequence[Member], reference: Path) -> Prompts:
     first = tokenizers[reference]
     for folder, tokenizer in tokenizers.items():
         _refuse_other_words(reference, first, folder, tokenizer)
+    for folder, tokenizer in tokenizers.items():
+        refuse_endless_template(tokenizer, folder)
     renderers = {id(t): ChatRenderer(t) for t in loaded.values() if t.chat_template}
     chatting = {f: renderers[id(t)] for f, t in tokenizers.items() if id(t) in renderers}
     if not chatting:
@@ -90,19 +93,42 @@ def _identity(folder: Path) -> str:
     )
 
 
+def refuse_other_tokens(folder: Path, reference: Path) -> None:
+    """Refuse a model whose tokens are not the reference's.
+
+    Raises:
+        ModelError: names the first tokens that differ.
+    """
+    _refuse_other_words(reference, load_tokenizer(reference), folder, load_tokenizer(folder))
+
+
 def _refuse_other_words(reference: Path, first: Any, folder: Path, tokenizer: Any) -> None:
     if tokenizer is first:
         return
-    words, wanted = tokenizer.get_vocab(), first.get_vocab()
-    if words == wanted:
+    words, known = tokenizer.get_vocab(), first.get_vocab()
+    odd = sorted({number for _, number in set(words.items()) ^ set(known.items())})
+    if not odd:
         return
-    odd = sorted(set(words.items()) ^ set(wanted.items()))
-    raise ModelError(
-        f"{folder} has another vocabulary than {reference}: {len(words)} tokens against "
-        f"{len(wanted)}, they differ at {', '.join(repr(word) for word, _ in odd[:3])}",
-        why="a row of one model's embedding would be added to another token's",
-        fix="merge models of one tokenizer; tokens that were added to one must be added to all before training",
+    found, wanted = ({number: word for word, number in one.items()} for one in (words, known))
+    shown = "; ".join(
+        f"token {n} is {_shown(found.get(n))} there and {_shown(wanted.get(n))} here"
+        for n in odd[:3]
     )
+    more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
+    is_longer = not any(n in found and n in wanted for n in odd)
+    raise ModelError(
+        f"{folder} (there) has another vocabulary than {reference} (here): {len(words)} tokens against "
+        f"{len(known)}; {shown}{more}",
+        why="the models that lack a token know nothing that its row could be merged with"
+        if is_longer
+        else "a row of one model's embedding would be added to another token's",
+        fix="add the same tokens to every model before it is trained (tokenizer.add_tokens, "
+        "model.resize_token_embeddings), or merge models of one tokenizer",
+    )
+
+
+def _shown(word: str | None) -> str:
+    return "none" if word is None else repr(word)
 
 
 def _refuse_other_prompts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tunesmith import __version__
 from tunesmith.errors import BusyError, InterruptedRun, StorageError, UsedDirectoryError
 from tunesmith.export.merge.asked import Asked
 from tunesmith.export.merge.concat import check_concat, stored_bytes, write_concat
@@ -21,6 +22,7 @@ from tunesmith.export.merge.write import write_model
 from tunesmith.store import (
     MANIFEST,
     Artifact,
+    FileEntry,
     Parent,
     Run,
     flush_to_disk,
@@ -28,7 +30,7 @@ from tunesmith.store import (
     writing_folder,
 )
 
-__all__ = ["MergeResult", "run"]
+__all__ = ["MergeResult", "foreseen", "run"]
 
 FORMAT = 1
 """Raised when the code makes something else of equal inputs."""
@@ -54,13 +56,16 @@ class MergeResult:
     reused: bool = False
 
 
-def run(asked: Asked) -> MergeResult:
+def run(asked: Asked, check: Callable[[MergePlan], None] = lambda _plan: None) -> MergeResult:
     """Merge, measure what must be said about quantised bases, and seal the result at `asked.out`.
 
     A folder that holds the merge of the same contents by the same settings is used again.
 
+    Args:
+        check: called before the work; raises what would be refused after it.
+
     Raises:
-        TunesmithError: see `plan_merge`.
+        TunesmithError: see `plan_merge`, or raised by `check`.
         UsedDirectoryError: the folder holds something else.
         StorageError: too little room, or the disk refuses; nothing is left behind.
         BusyError: another process merges into the same folder.
@@ -73,13 +78,34 @@ def run(asked: Asked) -> MergeResult:
     name = "adapter" if is_concat else "model"
     out = asked.out.expanduser().absolute()
     if (out / MANIFEST).is_file():
-        return _again(plan, out, name)
+        again = _again(plan, out, name)
+        check(plan)
+        return again
     need = stored_bytes(plan) if is_concat else sum(s.bytes for s in plan.out.values())
-    check_room(out, int(need * _SPARE) + _OTHER_BYTES, [name])
+    check_room(out, int(need * _SPARE) + _OTHER_BYTES, name)
+    check(plan)
     with _in_place(out) as half:
         effects = _write(plan, half, name)
     artifact = Artifact.open(out, "merge")
     return MergeResult(artifact, out / name, plan, effects)
+
+
+def foreseen(plan: MergePlan) -> Artifact:
+    """What the merge will be sealed as, for checks before it: no hashes, and nothing that is counted or
+    measured in the work."""
+    name = "adapter/adapter_config.json" if plan.asked.method == "concat" else "model/config.json"
+    return Artifact(
+        dir=plan.asked.out,
+        kind="merge",
+        key="",
+        created="",
+        version=__version__,
+        inputs=_inputs(plan),
+        facts=_facts(plan, {}, {}),
+        parents=tuple(_parents(plan)),
+        files={name: FileEntry(0, "")},
+        sha256="",
+    )
 
 
 def _again(plan: MergePlan, out: Path, name: str) -> MergeResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -174,7 +174,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy())  # type: ignore[arg-type]
 
 
-def check_room(place: Path, need: int, names: Sequence[str]) -> None:
+def check_room(place: Path, need: int, name: str) -> None:
     """Refuse a disk that cannot hold the result, before anything is written.
 
     Raises:
@@ -187,6 +187,6 @@ def check_room(place: Path, need: int, names: Sequence[str]) -> None:
     if free < need:
         raise StorageError(
             f"the merge needs {need:,} bytes in {there}, {free:,} are free",
-            why=f"the merged {' and '.join(names)} are written beside {place.name} first",
+            why=f"the merged {name} is written beside {place.name} first",
             fix="free some space, or name another disk with --out",
         )

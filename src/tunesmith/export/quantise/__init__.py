@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.export.quantise.file import Options, Quantised, quantise_gguf
+    from tunesmith.export.quantise.file import Options, Quantised
     from tunesmith.export.quantise.importance import Importance, read_importance
+    from tunesmith.export.quantise.whole import quantise_gguf
 
 __all__ = ["Importance", "Options", "Quantised", "quantise_gguf", "read_importance"]
 
@@ -14,7 +15,7 @@ _HOMES = {
     "Importance": "importance",
     "Options": "file",
     "Quantised": "file",
-    "quantise_gguf": "file",
+    "quantise_gguf": "whole",
     "read_importance": "importance",
 }
 

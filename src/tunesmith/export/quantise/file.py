@@ -7,7 +7,6 @@ version and file type last, tensors sorted by layer and name.
 from __future__ import annotations
 
 import shutil
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,46 +14,36 @@ from dataclasses import asdict, dataclass
 from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.errors import ConfigError, ModelError, StorageError
+from tunesmith.errors import ModelError, StorageError
 from tunesmith.export.quantise import kernels
+from tunesmith.export.quantise.layout import Target, header_of, pad
 from tunesmith.export.quantise.policy import (
     FILE_TYPES,
-    Choice,
     Kind,
     Model,
     choose_types,
     dimensions,
-    row_of,
 )
 from tunesmith.models.devices import default_threads
-from tunesmith.models.files.gguf import GgufFile, GgufTensor, refuse_damaged_gguf
-from tunesmith.store import storage_errors, writing
+from tunesmith.models.files.gguf import GgufFile, refuse_damaged_gguf
+from tunesmith.store import storage_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tunesmith.export.quantise.importance import Importance
 
-__all__ = ["Options", "Quantised", "quantise", "quantise_gguf"]
+__all__ = ["Options", "Prepared", "Quantised", "prepare", "quantise"]
 
-_VERSION_KEY, _TYPE_KEY = "general.quantization_version", "general.file_type"
-_QUANTISATION_VERSION = 2
-"""GGML_QNT_VERSION of `ggml.h`."""
-_REWRITTEN = (_VERSION_KEY, _TYPE_KEY, "split.no", "split.count", "split.tensors.count")
-_OF_IMPORTANCE = (
-    *("quantize.imatrix.file", "quantize.imatrix.dataset"),
-    *("quantize.imatrix.entries_count", "quantize.imatrix.chunks_count"),
-)
 _NO_MODELS = ("adapter", "imatrix")
 _PLAIN = ("F32", "F16", "BF16")
 _NO_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
 _SLAB_BYTES = 1 << 24
 """Of a source's rows in float32; what is in memory at a time is a few times that."""
-_UINT32, _TEXT = 4, 8
 
 
 @dataclass(frozen=True)
@@ -100,72 +89,87 @@ class Quantised:
 
 
 @dataclass(frozen=True)
-class _Target:
-    """A tensor of the new file."""
+class Prepared:
+    """A quantisation that may begin: all that can be told without the weights was checked.
 
-    tensor: GgufTensor
-    choice: Choice
+    Attributes:
+        header: what the new file begins with.
+    """
 
-    @property
-    def row(self) -> int:
-        return row_of(self.tensor)
+    source: Path
+    kind: Kind
+    options: Options
+    targets: list[Target]
+    header: bytes
+    alignment: int
 
-    @property
-    def rows(self) -> int:
-        return prod(self.tensor.shape[1:])
+    def check_space(self, target: Path) -> None:
+        """Refuse before the first byte is written, or folder made, what will not fit.
 
-    @property
-    def bytes(self) -> int:
-        form = kernels.TYPES[self.choice.type][1]
-        return prod(self.tensor.shape) // form.block * form.bytes
+        Raises:
+            StorageError: names the bytes that are needed and free.
+        """
+        n_bytes = len(self.header) + sum(one.bytes + self.alignment for one in self.targets)
+        with storage_errors(target):
+            there = next(folder for folder in target.absolute().parents if folder.exists())
+            free = shutil.disk_usage(there).free
+        if free < n_bytes:
+            raise StorageError(
+                f"{target.name} needs {n_bytes:,} bytes in {target.parent}, {free:,} are free",
+                fix="free some space, or name another place",
+            )
+
+    def write(self, target: Path) -> Quantised:
+        """The new file, written as it goes: give a temporary name.
+
+        Raises:
+            ModelError: a weight is no finite number or too large for its format.
+            StorageError: the disk refuses.
+        """
+        threads = self.options.threads or default_threads()
+        with (
+            storage_errors(target),
+            ThreadPoolExecutor(threads) as pool,
+            self.source.open("rb") as stream,
+        ):
+            work = _Work(stream, self.source, self.options, pool, threads)
+            with target.open("wb") as out:
+                out.write(self.header)
+                pad(out, self.alignment)
+                for one in self.targets:
+                    for data in work.tensor(one):
+                        out.write(data.data)
+                    pad(out, self.alignment)
+                size = out.tell()
+        return _told(self.kind, size, self.targets, self.options)
+
+
+def prepare(source: Path, kind: Kind, options: Options = Options()) -> Prepared:
+    """What becomes of `source` as a file of type `kind`; nothing is written.
+
+    Raises:
+        ModelError: the source is damaged, in parts or quantised already; the importance matrix belongs to
+            another model.
+        EnvironmentProblem: the kernels are not installed.
+    """
+    kernels.library()
+    file = _opened(source)
+    targets = _targets(file, kind, options)
+    alignment = int(file.get("general.alignment", 32))
+    header = header_of(file, targets, FILE_TYPES[kind].number, options.importance, alignment)
+    return Prepared(source, kind, options, targets, header, alignment)
 
 
 def quantise(source: Path, target: Path, kind: Kind, options: Options = Options()) -> Quantised:
     """Write `source` as a file of type `kind`. `target` is written as it goes: give a temporary name.
 
     Raises:
-        ModelError: the source is damaged, in parts or quantised already; a weight is no finite number
-            or too large for its format; the importance matrix belongs to another model.
-        EnvironmentProblem: the kernels are not installed.
-        StorageError: the disk refuses.
+        ModelError, EnvironmentProblem: as of `prepare`, and of `Prepared.write`.
+        StorageError: too little room, or the disk refuses.
     """
-    kernels.library()
-    file = _opened(source)
-    targets = _targets(file, kind, options)
-    alignment = int(file.get("general.alignment", 32))
-    header = _header(file, targets, FILE_TYPES[kind].number, options, alignment)
-    _check_space(target, len(header) + sum(one.bytes + alignment for one in targets))
-    threads = options.threads or default_threads()
-    with storage_errors(target), ThreadPoolExecutor(threads) as pool, source.open("rb") as stream:
-        work = _Work(stream, source, options, pool, threads)
-        with target.open("wb") as out:
-            out.write(header)
-            _pad(out, alignment)
-            for one in targets:
-                for data in work.tensor(one):
-                    out.write(data.data)
-                _pad(out, alignment)
-            size = out.tell()
-    return _told(kind, size, targets, options)
-
-
-def quantise_gguf(
-    source: Path, target: Path, kind: Kind, options: Options = Options()
-) -> Quantised:
-    """A whole file under a new name, or none; see `quantise`.
-
-    Raises:
-        ConfigError: there is a file of that name already.
-        ModelError, EnvironmentProblem, StorageError: as of `quantise`.
-    """
-    if target.exists():
-        raise ConfigError(
-            f"{target} is there already",
-            why="a model's file is never overwritten",
-            fix="name another file by --out, or delete that one",
-        )
-    with writing(target) as temporary:
-        return quantise(source, temporary, kind, options)
+    made = prepare(source, kind, options)
+    made.check_space(target)
+    return made.write(target)
 
 
 def _opened(source: Path) -> GgufFile:
@@ -191,7 +195,7 @@ def _opened(source: Path) -> GgufFile:
     return file
 
 
-def _targets(file: GgufFile, kind: Kind, options: Options) -> list[_Target]:
+def _targets(file: GgufFile, kind: Kind, options: Options) -> list[Target]:
     """What becomes of each tensor.
 
     Raises:
@@ -202,7 +206,7 @@ def _targets(file: GgufFile, kind: Kind, options: Options) -> list[_Target]:
         chosen = choose_types(kind, file.tensors, Model.of(file), importance=importance is not None)
     except ValueError as error:
         raise ModelError(f"{file.path} cannot be quantised", why=str(error)) from error
-    targets = [_Target(file.tensors[name], choice) for name, choice in chosen.items()]
+    targets = [Target(file.tensors[name], choice) for name, choice in chosen.items()]
     empty = next((one.tensor.name for one in targets if prod(one.tensor.shape) == 0), None)
     if empty is not None:
         raise ModelError(f"the tensor {empty} of {file.path} holds no weight")
@@ -224,58 +228,6 @@ def _targets(file: GgufFile, kind: Kind, options: Options) -> list[_Target]:
     return targets
 
 
-def _check_space(target: Path, n_bytes: int) -> None:
-    """Refuse before the first byte is written what will not fit."""
-    with storage_errors(target):
-        free = shutil.disk_usage(target.parent).free
-    if free < n_bytes:
-        raise StorageError(
-            f"{target.name} needs {n_bytes:,} bytes in {target.parent}, {free:,} are free",
-            fix="free some space, or name another place",
-        )
-
-
-def _header(
-    file: GgufFile, targets: list[_Target], number: int, options: Options, alignment: int
-) -> bytes:
-    """All before the weights, as llama.cpp orders it."""
-    importance = options.importance
-    rewritten = _REWRITTEN if importance is None else (*_REWRITTEN, *_OF_IMPORTANCE)
-    pairs = [file.pair(key) for key in file.keys if key not in rewritten]
-    pairs += [_number(_VERSION_KEY, _QUANTISATION_VERSION), _number(_TYPE_KEY, number)]
-    if importance is not None:
-        texts = (importance.file[:127], importance.dataset[:127])
-        counts = (len(importance.values), importance.chunks)
-        pairs += [_text(k, v) for k, v in zip(_OF_IMPORTANCE[:2], texts, strict=True)]
-        pairs += [_number(k, v) for k, v in zip(_OF_IMPORTANCE[2:], counts, strict=True)]
-    entries, offset = [], 0
-    for one in targets:
-        shape = one.tensor.shape[: dimensions(one.tensor.shape)]
-        kind = kernels.TYPES[one.choice.type][0]
-        entries.append(_packed(one.tensor.name) + struct.pack("<I", len(shape)))
-        entries.append(struct.pack(f"<{len(shape)}QIQ", *shape, kind, offset))
-        offset += -(-one.bytes // alignment) * alignment
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(targets), len(pairs))
-    return b"".join([head, *pairs, *entries])
-
-
-def _packed(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _number(key: str, value: int) -> bytes:
-    return _packed(key) + struct.pack("<II", _UINT32, value)
-
-
-def _text(key: str, value: str) -> bytes:
-    return _packed(key) + struct.pack("<I", _TEXT) + _packed(value)
-
-
-def _pad(out: BinaryIO, alignment: int) -> None:
-    out.write(b"\0" * (-out.tell() % alignment))
-
-
 @dataclass(frozen=True)
 class _Work:
     """Reads rows of the source and gives the bytes of the target."""
@@ -286,7 +238,7 @@ class _Work:
     pool: Executor
     threads: int
 
-    def tensor(self, one: _Target) -> Iterator[NDArray[np.uint8]]:
+    def tensor(self, one: Target) -> Iterator[NDArray[np.uint8]]:
         """The bytes of one tensor, slab by slab; experts have a part of the importance matrix each."""
         per_expert = one.tensor.shape[1] if len(one.tensor.shape) > 1 else 1
         per_slab = max(1, _SLAB_BYTES // (4 * one.row))
@@ -297,13 +249,13 @@ class _Work:
                 part = None if weights is None else weights[expert]
                 yield self._slab(one, expert * per_expert + start, count, part)
 
-    def _weights(self, one: _Target) -> NDArray[np.float32] | None:
+    def _weights(self, one: Target) -> NDArray[np.float32] | None:
         importance = self.options.importance
         values = None if importance is None else importance.values.get(one.tensor.name)
         return None if values is None else values.reshape(-1, one.row)
 
     def _slab(
-        self, one: _Target, start: int, count: int, weights: NDArray[np.float32] | None
+        self, one: Target, start: int, count: int, weights: NDArray[np.float32] | None
     ) -> NDArray[np.uint8]:
         form = one.tensor.type
         row_bytes = one.row // form.block * form.bytes
@@ -323,7 +275,7 @@ class _Work:
             self.options.on_bytes(rows.nbytes)
         return result
 
-    def _read(self, one: _Target, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+    def _read(self, one: Target, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         data = np.empty(n_bytes, np.uint8)
         self.stream.seek(offset)
         if self.stream.readinto(data.data) != n_bytes:
@@ -334,7 +286,7 @@ class _Work:
         return data
 
 
-def _check_finite(one: _Target, floats: NDArray[np.float32], start: int) -> None:
+def _check_finite(one: Target, floats: NDArray[np.float32], start: int) -> None:
     with np.errstate(all="ignore"):
         total = float(floats.sum())
     # A sum of large numbers may be infinite while each of them is none.
@@ -349,7 +301,7 @@ def _check_finite(one: _Target, floats: NDArray[np.float32], start: int) -> None
     )
 
 
-def _check_range(one: _Target, floats: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
+def _check_range(one: Target, floats: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
     if kernels.overflows(result, one.choice.type):
         raise ModelError(
             f"the tensor {one.tensor.name} does not fit into {one.choice.type}",
@@ -359,7 +311,7 @@ def _check_range(one: _Target, floats: NDArray[np.float32], result: NDArray[np.u
         )
 
 
-def _told(kind: Kind, size: int, targets: list[_Target], options: Options) -> Quantised:
+def _told(kind: Kind, size: int, targets: list[Target], options: Options) -> Quantised:
     weights = sum(prod(one.tensor.shape) for one in targets)
     n_bits = 8 * sum(one.bytes for one in targets)
     types = Counter(one.choice.type for one in targets)
@@ -380,7 +332,7 @@ def _told(kind: Kind, size: int, targets: list[_Target], options: Options) -> Qu
     )
 
 
-def _fallbacks(targets: list[_Target]) -> tuple[str, ...]:
+def _fallbacks(targets: list[Target]) -> tuple[str, ...]:
     """Sentences such as "rows of 576 weights cannot be Q4_K (blocks of 256): 180 of 211 matrices became Q5_0"."""
     matrices = sum(dimensions(one.tensor.shape) > 1 for one in targets)
     changed = Counter(

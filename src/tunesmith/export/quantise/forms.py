@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.errors import ModelError
 from tunesmith.export.convert import open_converter, to_gguf
 from tunesmith.export.forms import Sources
+from tunesmith.export.metadata import FLOAT32
 from tunesmith.export.quantise import kernels
 from tunesmith.export.quantise.file import Options, Quantised, quantise
 from tunesmith.export.quantise.importance import (
@@ -45,7 +46,6 @@ __all__ = [
     "write_q8_0",
 ]
 
-FLOAT32 = "model-f32.gguf"
 IMPORTANCE = "importance.gguf"
 _NOT_WEIGHED = ("Q5_1",)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import MissingError, ModelError
 from tunesmith.models.files.gguf import GgufFile, GgufTensor, refuse_damaged_gguf
 from tunesmith.store import writing
 
@@ -194,6 +194,7 @@ def read_importance(path: Path) -> Importance:
     """A file that was written here or by `llama-imatrix`.
 
     Raises:
+        MissingError: there is no such file.
         ModelError: it is damaged, of another kind, or holds what is no finite number.
     """
     file = _opened(path)
@@ -226,6 +227,12 @@ def _means(total: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[n
 
 
 def _opened(path: Path) -> GgufFile:
+    if not path.is_file():
+        raise MissingError(
+            f"there is no importance matrix at {path}",
+            why="it is a folder" if path.is_dir() else "",
+            fix="name a file that llama.cpp's llama-imatrix wrote, or leave --importance away",
+        )
     try:
         file = refuse_damaged_gguf(path)
     except OSError as error:

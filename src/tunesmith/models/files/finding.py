@@ -13,6 +13,7 @@ __all__ = ["Finding", "Findings", "Severity", "refuse"]
 Severity = Literal["error", "warning", "note"]
 _MOST_OF_A_KIND = 20
 _SHOWN = 6
+_LEFT_OUT = ": the rest is left out"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Finding:
     def as_dict(self) -> dict[str, str]:
         """The finding for `--json`; the keys are those of its attributes and stay."""
         return asdict(self)
+
+    @property
+    def stands_for_more(self) -> bool:
+        """Whether it says that findings like those before it were left out."""
+        return self.what.endswith(_LEFT_OUT)
 
     @property
     def line(self) -> str:
@@ -90,7 +96,7 @@ class Findings:
         if count == _MOST_OF_A_KIND:
             where, what = (
                 "",
-                f"there are {count} findings of this kind or more: the rest is left out",
+                f"there are {count} findings of this kind or more{_LEFT_OUT}",
             )
         remedy = fix or ("" if severity == "note" else self.fix)
         self.found.append(Finding(severity, check, self.file, where, what, why, remedy))

@@ -119,9 +119,9 @@ def of_row(row: Row, answer: str, options: CheckOptions) -> str:
     if isinstance(named, str) and named in options.databases:
         return "sql"
     told = options.domains.get(task_of(row)) or _of_one(answer)
-    if told == "none" and row.kind != "text" and is_attempt(unfenced(answer)):
-        return "sql"
-    return told
+    # A plain text with a block of code in it is about SQL; it is no statement.
+    meant = answer if row.kind == "text" else unfenced(answer)
+    return "sql" if told == "none" and is_attempt(meant) else told
 
 
 def _of_one(answer: str) -> str:

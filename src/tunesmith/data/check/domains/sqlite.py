@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunesmith.data.budget import SqlBudget
 from tunesmith.data.scripts import what_waits
 from tunesmith.store.sqlite import Base, QueryFailed, QueryRunner
 
@@ -20,8 +21,6 @@ __all__ = ["Ran", "SqliteJudge"]
 _STEPS = 20_000_000
 SECONDS = 10.0
 """Longest time for one query that SQLite's steps do not end."""
-_COSTS = {"time": 10, "process": 10, "steps": 1}
-"""Roughly the seconds that a statement took which a limit ended, by the limit."""
 BUDGET = 30
 """What such statements may cost together: counts, not a clock, so that the same rows are run everywhere."""
 _SYNTAX = re.compile(r"syntax error|unrecognized token|incomplete input|not a query|one statement")
@@ -53,9 +52,6 @@ class SqliteJudge:
     """Judges queries on databases, on schemas out of prompts, and on an empty one.
 
     When limits have ended so many statements that `BUDGET` is spent, no more are run and no more tables made.
-
-    Attributes:
-        n_ended: statements that a limit ended.
     """
 
     def __init__(self) -> None:
@@ -63,8 +59,12 @@ class SqliteJudge:
         self._broken: dict[Path, str] = {}
         self._unknown: OrderedDict[str, None] = OrderedDict()
         self._files: set[Path] = set()
-        self.n_ended = 0
-        self._spent = 0
+        self._budget = SqlBudget(BUDGET, seconds=10)
+
+    @property
+    def n_ended(self) -> int:
+        """Statements that a limit ended."""
+        return self._budget.n_ended
 
     def syntax(self, sql: str) -> Ran:
         """Whether it is SQLite's SQL; `no table` is the best that can come where a table is named."""
@@ -75,7 +75,7 @@ class SqliteJudge:
         ddl = ";\n".join(_DDL.findall(text[:_MAX_DDL_CHARACTERS]))
         if not ddl or ddl in self._unknown:
             return None
-        if self._spent >= BUDGET:
+        if self._budget.is_spent:
             return Ran("left out")
         ran = self._prepared(Base("tables", ddl), sql)
         if ran is None:
@@ -89,20 +89,14 @@ class SqliteJudge:
         """Run one reading query; its first rows are fetched, its steps and its time are limited."""
         if why := self._why_broken(database):
             return Ran("wrong", why)
-        if self._spent >= BUDGET:
+        if self._budget.is_spent:
             ran = self._prepared(Base.of(database), sql)
             return ran if ran is not None and ran.verdict != "fits" else Ran("left out")
         found = self._runner.run(Base.of(database), sql, max_rows=2)
         if isinstance(found, QueryFailed):
-            self._charge(found)
+            self._budget.charge(found)
             return _said(found)
         return Ran("fits", n_rows=len(found.rows))
-
-    def _charge(self, failed: QueryFailed) -> None:
-        """Count what a limit ended."""
-        cost = _COSTS.get(failed.kind, 0)
-        self._spent += cost
-        self.n_ended += bool(cost)
 
     def _why_broken(self, database: Path) -> str:
         """Why there is nothing to run queries on; found out once. Of a script `.sql` its tables are made in memory."""
@@ -124,7 +118,7 @@ class SqliteJudge:
         asked = f"EXPLAIN {_EXPLAIN.sub('', sql)}"
         found = self._runner.run(base, asked, max_rows=0, mode="compile")
         if isinstance(found, QueryFailed):
-            self._charge(found)
+            self._budget.charge(found)
             return None if found.is_opening else _said(found)
         return Ran("fits")
 
