@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from sample_gguf import importance, write_sample
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import MissingError, ModelError
 from tunesmith.export.quantise import kernels
 from tunesmith.export.quantise.forms import useful
 from tunesmith.export.quantise.importance import (
@@ -129,7 +129,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "text").write_text("no matrix")
     with pytest.raises(ModelError, match="not a GGUF file"):
         read_importance(tmp_path / "text")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(MissingError, match="no importance matrix at"):
         read_importance(tmp_path / "absent")
     write_importance(tmp_path / "i.gguf", {}, "rows", 1, 4)
     with pytest.raises(ModelError) as error:
