@@ -365,6 +365,9 @@ def test_a_place_without_a_model_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ModelError, match="holds no model"):
         check_model(tmp_path)
+    (tmp_path / "tool.py").write_text("print()")  # A warning by itself.
+    with pytest.raises(ModelError, match="holds no model"):
+        check_model(tmp_path)
 
 
 def test_a_template_has_little_memory_and_ends(tmp_path):

@@ -52,7 +52,7 @@ def check_model(place: str | Path, options: CheckOptions | None = None) -> Check
     scan = _wants_values(desk, files)
     for folder, inside in _by_folder(files).items():
         _check_folder(desk, folder, inside, scan=scan)
-    if not desk.kinds and not desk.findings():
+    if not desk.kinds and not any(found.severity == "error" for found in desk.findings()):
         raise ModelError(
             f"{root} holds no model",
             why="there is no config.json, adapter_config.json, safetensors, GGUF or ONNX file in it",
