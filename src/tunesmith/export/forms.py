@@ -345,7 +345,8 @@ KINDS: Mapping[Form, FormKind] = {
     "bnb-int8": _folder(
         "bnb-int8",
         "bnb",
-        Limits(0.9, 0.06, 1.1),
+        # Activations are rounded, too: 1.12 on the tuned GeoQuery model, whose best tokens are all the same.
+        Limits(0.9, 0.06, 1.25),
         most_bits=14,
         package="bitsandbytes",
         extra="8bit",
