@@ -93,7 +93,9 @@ def page(facts: dict, report: dict) -> str:
         f"n = {rows[0]['n']}, {100 * facts['confidence']:g} % intervals; the trained model itself has "
         f"{report['tuned']['correct']} of {report['n']} right in the sealed report.",
         f"Export with certificates: {facts['export_seconds']} s for {len(rows)} forms together{three()}.",
-        f"Machine: {facts['hardware']}.",
+        "Machine: {device}, {processor}, {cores} cores, {memory_gib} GiB, {system}.".format(
+            **facts["hardware"]
+        ),
         "",
         "| form | MB | load s | first token ms | tokens/s | memory MB | same tokens | KL nats | perplexity | right | "
         "against the trained model |",

@@ -27,8 +27,8 @@ LONGEST_PAUSE_SECONDS = 10.0
 MOST_FAILED_STARTS = 5
 STOP_SECONDS = 5.0
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-"""How long an OpenMP thread spins at a barrier before it sleeps. Some 250 barriers a token: with none of it
-each costs a system call, and with the default any other load on the cores makes a token take 100 times as
+"""How long an OpenMP thread spins at a barrier before it sleeps. Each operation of a token ends in a barrier:
+without spinning it costs system calls, and with the default any other load on the cores makes a token take 100 times as
 long (docs/lab-notebook.md, 19)."""
 
 
