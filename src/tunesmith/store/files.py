@@ -180,8 +180,9 @@ def writing_folder(place: Path) -> Iterator[Path]:
     with storage_errors(place):
         put_back(place.parent, place.name)
         shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
         try:
+            # Inside: Ctrl-C may come out of the very call that made the folder.
+            half.mkdir(parents=True)
             yield half
             if place.is_dir():
                 os.replace(place, place.with_name(f".{place.name}{ASIDE}"))
