@@ -26,7 +26,12 @@ __all__ = [
     "UsedDirectoryError",
     "counted",
     "listed",
+    "reason_of",
 ]
+
+_WORDLESS = (LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
+"""Their texts are made for programmers: the kind belongs to them."""
+_MOST_REASON = 300
 
 
 class TunesmithError(Exception):
@@ -175,3 +180,18 @@ def listed(problems: Iterable[str], *, limit: int = 20) -> str:
     if len(lines) > limit:
         shown.append(f"  ... and {len(lines) - limit} more")
     return "\n".join(shown)
+
+
+def reason_of(error: BaseException) -> str:
+    """Another library's error in one line that is never empty, for the `why` of one of ours.
+
+    The first line of its text; with the next, where the first only announces it; the name of its kind
+    where it has no text.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    told = told if len(told) <= _MOST_REASON else f"{told[:_MOST_REASON]} ..."
+    kind = type(error).__name__
+    if not told:
+        return kind
+    return f"{kind}: {told}" if isinstance(error, _WORDLESS) else told

@@ -258,3 +258,22 @@ def test_a_recipe_without_its_data_stops_before_the_merge(models, tmp_path, caps
     assert code != 0
     assert "rows.jsonl" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting"),
+    [
+        ("--export", "evaluate.max_rows=2"),
+        ("--evaluate", "export.forms=[merged]"),
+        ("--evaluate", "serve.port=9"),
+    ],
+)
+def test_a_setting_that_nothing_here_reads_is_refused(models, tmp_path, capsys, flag, setting):
+    recipe = recipe_of(tmp_path, models)
+    words = ["merge", "--models", f"{models / 'a'},{models / 'b'}", flag, str(recipe)]
+    code, _, err = call(capsys, *words, "--set", setting, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert f"--set {setting} would change nothing" in err
+    assert "why: " in err
+    assert "fix: " in err or "leave this --set away" in err
+    assert not (tmp_path / "out").exists()

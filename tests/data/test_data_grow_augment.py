@@ -8,6 +8,7 @@ from contextlib import closing
 from random import Random
 
 import pytest
+import sqlglot
 from hypothesis import given
 from hypothesis import strategies as st
 from rows_of_text import chat_row
@@ -147,6 +148,15 @@ def test_names_of_a_query_change_and_nothing_else(sql, wanted):
 )
 def test_what_is_no_query_or_would_clash_is_not_renamed(sql):
     assert isinstance(renamed_query(sql, NAMES, COLUMNS), Unfit)
+
+
+def test_a_query_that_sqlglot_refuses_without_a_word_is_not_renamed(monkeypatch):
+    def refuse(*_, **__):
+        raise sqlglot.errors.ParseError("")
+
+    monkeypatch.setattr(sqlglot, "parse", refuse)
+    unfit = renamed_query("select 1", NAMES, COLUMNS)
+    assert unfit == Unfit("the query cannot be parsed: ParseError")
 
 
 @pytest.fixture

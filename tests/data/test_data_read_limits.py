@@ -151,6 +151,16 @@ def test_gzip_members_one_after_the_other_are_one_file(tmp_path):
     assert "damaged gzip data" in problems[0]
 
 
+def test_a_zstd_file_that_begins_with_a_frame_to_be_skipped_is_told_by_it(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    pack = zstandard.ZstdCompressor().compress
+    path = tmp_path / "rows"
+    path.write_bytes(b"\x5f\x2a\x4d\x18\x02\0\0\0ab" + pack(b'{"a": 1}\n'))
+    assert open_source(path).compression == "zstd"
+    rows, problems = read(path)
+    assert ([row.fields["a"].value for row in rows], problems) == ([1], [])
+
+
 def test_zstd_frames_one_after_the_other_are_one_file(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     pack = zstandard.ZstdCompressor().compress

@@ -153,7 +153,7 @@ def test_after_some_slow_queries_no_more_are_run_to_rename_them_until_the_next_t
         ("rename",), times=2, databases={"shop": shop}, databases_folder=tmp_path / "copies"
     )
     ended = "the query fails as it is: it ran longer than 0.1 s"
-    not_run = "not run: limits of time ended 2 queries of the rows before"
+    not_run = "not run: limits of time ended 2 queries before it"
     told = [{left.reason for left in one.left_out} for one in augment(rows, options)]
     # The query of a row is run once for both of its new rows.
     assert told == [{ended}, {ended}, {not_run}, {not_run}, {not_run}, set()]
@@ -166,6 +166,26 @@ def test_a_slow_answer_of_a_model_is_not_kept_and_the_next_one_is(shop, monkeypa
     sql = verify.SqlAnswer(databases={"shop": shop})
     assert sql.check(asked, f"select {SLOW}").why == "the query fails: it ran longer than 0.1 s"
     assert sql.check(asked, "select name from item").passed
+    sql.close()
+
+
+@pytest.mark.slow
+def test_after_some_slow_answers_no_more_are_run_until_the_next_thousand(shop, monkeypatch):
+    monkeypatch.setattr(verify, "SECONDS", 0.1)
+    monkeypatch.setattr(verify, "BUDGET", 10)
+    monkeypatch.setattr(verify, "BUDGET_ROWS", 4)
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n"
+    quick = "select name from item"
+    sql = verify.SqlAnswer(databases={"shop": shop})
+    asked, own_is_slow = row(1, ""), row(2, endless)
+    told = [sql.check(asked, answer).why for answer in (endless, endless, endless, quick)]
+    ended, not_run = "ran longer than 0.1 s", "limits of time ended 2 queries before it"
+    assert told[:2] == [f"the query fails: it {ended}"] * 2
+    assert told[2:] == [f"the query was not run: {not_run}"] * 2
+    told = [sql.check(own_is_slow, quick).why for _ in range(4)]
+    assert told[:2] == [f"the row's own query fails: it {ended}"] * 2
+    assert told[2:] == [f"the query was not run: {not_run}"] * 2
+    assert sql.check(asked, quick).passed
     sql.close()
 
 

@@ -27,13 +27,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tunesmith.errors import ArtifactError, ParityError
+from tunesmith.errors import ArtifactError, ModelError, ParityError
 from tunesmith.export.certify import Expected, measure
 from tunesmith.export.check import CheckOptions, check_model
-from tunesmith.export.forms import KINDS, PATHS, Sources
+from tunesmith.export.forms import KINDS, PATHS, Limits, Sources
 from tunesmith.export.parity import refuse_below
 from tunesmith.export.quantise.forms import float32_gguf
 from tunesmith.export.reference import given_rows, record_reference
+from tunesmith.export.same_weights import check_weights
 from tunesmith.export.settings import check_settings
 from tunesmith.export.weights import merge, save_merged
 from tunesmith.models.adapters import load_trained
@@ -351,6 +352,55 @@ def test_a_wrong_tensor_or_scale_is_beyond_the_limits(room, taken, form, damage)
         prove(form, folder, room)
 
 
+def one_weight(place):
+    """The smallest step of one weight: no figure shows it."""
+    file, tensors, metadata = weights_of(place)
+    flat = tensors["model.layers.0.self_attn.q_proj.weight"].view(-1)
+    flat[7] = torch.nextafter(flat[7], torch.tensor(9.0, dtype=flat.dtype))
+    save_file(tensors, file, metadata=metadata)
+
+
+def one_norm(place):
+    file, tensors, metadata = weights_of(place)
+    tensors["model.norm.weight"][3] *= 1.01
+    save_file(tensors, file, metadata=metadata)
+
+
+def one_tensor_less(place):
+    file, tensors, metadata = weights_of(place)
+    tensors["model.layers.0.extra.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, file, metadata=metadata)
+
+
+def other_rows(place):
+    """The rows of a matrix in another order."""
+    file, tensors, metadata = weights_of(place)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = torch.roll(tensors[name], 1, 0)
+    save_file(tensors, file, metadata=metadata)
+
+
+@pytest.mark.parametrize("form", ["merged", "pruned"])
+def test_an_undamaged_weight_is_the_merged_ones(room, form):
+    told = room.parity[form].weights
+    assert re.fullmatch(r"all \d+ tensors are the merged model's, rounded once", told)
+
+
+@pytest.mark.parametrize("form", ["merged", "pruned"])
+@pytest.mark.parametrize("damage", [other_rows, scale, one_weight, one_norm, one_tensor_less])
+def test_a_weight_that_is_not_quantised_is_the_merged_ones_to_the_last_bit(
+    room, taken, form, damage
+):
+    """Without one of its layers `pruned` is another model, whose figures show nothing."""
+    folder, place = taken(form)
+    damage(place)
+    with pytest.raises(ParityError, match=r"(not|none of) the merged model's"):
+        check_weights(form, place, room.expected.sources.merged)
+    if damage is one_weight:  # as the stage asks, whatever the limits
+        with pytest.raises(ParityError, match="merged model's"):
+            measure(form, folder, room.expected, Limits(0.0, 99.0, 1e9))
+
+
 def swap_matrices(graph):
     large = [one for one in graph.initializer if one.dims[:] == [256, 256]]
     large[0].raw_data, large[-1].raw_data = large[-1].raw_data, large[0].raw_data
@@ -399,6 +449,35 @@ def test_another_stop_token_is_seen(room, taken, form):
     stop(folder / "tokenizer" if KINDS[form].template == "bundle" else place)
     with pytest.raises(ParityError, match=r"ends answers at|stops at"):
         prove(form, folder, room)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", "{"),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": [{}, [2]]}'),
+        ("generation_config.json", "[" * 100_000),
+        ("config.json", "no JSON"),
+        ("config.json", "null"),
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("chat_template.jinja", "\udcff"),
+    ],
+)
+def test_a_damaged_file_of_a_folder_is_an_error_with_its_name(room, taken, name, content):
+    folder, place = taken("merged")
+    (place / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises((ParityError, ModelError), match=r"merged|eos|template"):
+        prove("merged", folder, room)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 1}', '{"model": {"decoder": []}}'])
+def test_a_damaged_genai_config_is_an_error_with_its_name(room, taken, content):
+    folder, place = taken("onnx")
+    (place / "genai_config.json").write_text(content)
+    with pytest.raises(ParityError, match=r"genai_config\.json"):
+        prove("onnx", folder, room)
 
 
 @pytest.mark.parametrize("form", [*GGUFS, *FOLDERS])

@@ -74,6 +74,10 @@ def test_all_that_is_wrong_with_the_arguments_is_said_at_once(merging, tmp_path)
         ({"method": "slerp", "weights": (1.0, 1.0)}, "--weights has no effect"),
         ({"method": "ties", "seed": 3}, "--seed has no effect"),
         ({"method": "linear", "weights": (1.0, -1.0)}, "the sum of --weights is 0"),
+        ({"method": "linear", "weights": (0.0, 0.0)}, "all of --weights is 0"),
+        ({"method": "ties", "weights": (0.0,)}, "all of --weights is 0"),
+        ({"method": "concat", "weights": (0.0, 0.0)}, "all of --weights is 0"),
+        ({"method": "task_arithmetic", "scale": 0.0}, "all of --lambda is 0"),
         ({"method": "slerp", "t": 1.5}, "--t is 1.5"),
         ({"method": "dare_ties", "densities": (0.0,)}, "--density is 0"),
     ],
@@ -108,6 +112,32 @@ def test_the_command_offers_the_methods_that_there_are():
         "dare_linear",
         "dare_ties",
     ]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"num_hidden_layers": 10**12},
+        {"num_hidden_layers": 10**6},
+        {"vocab_size": 10**15},
+        {"hidden_size": -1},
+        {"num_local_experts": 10**9},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("role", ["model", "base"])
+def test_a_config_that_would_be_built_without_end_is_refused(merging, tmp_path, odd, role):
+    damaged = copied(merging.base.dir, tmp_path / "damaged")
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | odd))
+    if role == "model":
+        text = refused(tmp_path / "out", [merging.base.dir, damaged], ModelError)
+    else:
+        models = merging.adapters[:1]
+        text = refused(tmp_path / "out", models, ModelError, base=str(damaged))
+    assert f"no model can be built by {damaged}/config.json" in text
+    assert f"key {next(iter(odd))}: it is " in text
+    assert "restore the model's own config.json" in text
 
 
 def test_a_full_folder_is_not_overwritten(merging, tmp_path):

@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -232,20 +233,23 @@ def test_other_rows_or_settings_make_other_states(tmp_path, capsys, changes):
     assert "of other rows or settings; computing it again" in capsys.readouterr().err
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """The system refuses files above 16 KiB, as a full disk refuses them."""
+    """The system refuses files above 16 KiB, as a full disk refuses them: also pytest's own, at a test's end."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_refuses_is_said_and_training_goes_on_without(tmp_path, small_files):
+def test_a_disk_that_refuses_is_said_and_training_goes_on_without(tmp_path):
     model = upper_model()
     (batch,) = pack(ROWS[:4], 512)
     loss = fast.evaluate_microbatch(model, batch)
-    cache, line = prepare(model, request(setting="disk"), tmp_path)
+    with small_files():
+        cache, line = prepare(model, request(setting="disk"), tmp_path)
     assert cache is None
     assert "cannot write" in line
     assert "states.raw" in line
@@ -254,8 +258,9 @@ def test_a_disk_that_refuses_is_said_and_training_goes_on_without(tmp_path, smal
         assert fast.evaluate_microbatch(model, batch) == loss
 
 
-def test_a_run_that_began_without_a_cache_stays_without_one(tmp_path, small_files):
-    prepare(upper_model(), request(setting="disk"), tmp_path)
+def test_a_run_that_began_without_a_cache_stays_without_one(tmp_path):
+    with small_files():
+        prepare(upper_model(), request(setting="disk"), tmp_path)
     cache, line = prepare(upper_model(), request(setting="auto"), tmp_path)
     assert cache is None
     assert "as in the earlier attempt" in line

@@ -9,6 +9,7 @@ import click
 
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, table, where
+from tunesmith.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,8 +133,7 @@ def merge(
     from tunesmith.cli.options import Asked as Recipes
     from tunesmith.export.merge import Asked, run
 
-    if sets and recipe is None and forms is None:
-        raise click.UsageError("--set changes the recipe of --evaluate or --export: name one")
+    _refuse_idle(sets, judged=recipe is not None, exported=forms is not None)
     judging, exporting = (
         None if name is None else Recipes((name,), sets).load() for name in (recipe, forms)
     )
@@ -157,6 +157,26 @@ def merge(
             click.echo(f"export: {', '.join(bundle.facts['forms'])} in {where(bundle.dir)}")
     if as_json:
         print_json(found)
+
+
+def _refuse_idle(sets: tuple[str, ...], *, judged: bool, exported: bool) -> None:
+    """Refuse settings of a stage that this command does not run.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if sets and not (judged or exported):
+        raise click.UsageError("--set changes the recipe of --evaluate or --export: name one")
+    stages = {"evaluate": judged, "export": exported, "serve": False}
+    for stage in (stage for stage, runs in stages.items() if not runs):
+        idle = [one for one in sets if one.strip().startswith(f"{stage}.")]
+        if idle:
+            known = stage != "serve"
+            raise ConfigError(
+                f"--set {idle[0]} would change nothing",
+                why=f"this merge runs no stage `{stage}`",
+                fix=f"{f'add --{stage} RECIPE, or ' if known else ''}leave this --set away",
+            )
 
 
 def _as_dict(result: MergeResult) -> dict[str, Any]:

@@ -63,10 +63,12 @@ def push(
       tunesmith push runs/my-model/export-0123456789ab me/my-model-gguf --form gguf-q8_0 --public
     """
     from tunesmith.export.push import push as upload
+    from tunesmith.export.push import told_places
     from tunesmith.store import Artifact
 
+    artifact = Artifact.open(bundle, "export")
     done = upload(
-        Artifact.open(bundle, "export"),
+        artifact,
         repository,
         forms=forms,
         public=public,
@@ -83,10 +85,13 @@ def push(
                 "public": done.public,
                 "bytes": done.n_bytes,
                 "files": [{"name": file.name, "bytes": file.bytes} for file in done.files],
+                "names_folders": told_places(artifact, done.files),
             }
         )
     else:
         _print(done)
+        if places := told_places(artifact, done.files):
+            note(f"note: its manifest names folders of this machine: {', '.join(places)}")
 
 
 def _print(done: Pushed) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from tunesmith.export.metadata import read_facts, read_metadata
 from tunesmith.export.parity import FormParity, Tally
 from tunesmith.export.quantise.policy import FILE_TYPES
 from tunesmith.export.reference import Given, Reference, own_logprobs
-from tunesmith.export.settings import check_settings, check_vocabulary
+from tunesmith.export.same_weights import check_weights
+from tunesmith.export.settings import check_settings, check_vocabulary, read_settings
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.load import load_tokenizer
 from tunesmith.store import sha256_of_file
@@ -86,8 +87,8 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
 
     Raises:
         ParityError: template, stop token or vocabulary are not the trained ones, a GGUF file is of
-            another type than its name says, a setting is not that of what the form was made from, or
-            the form computes numbers that are not finite.
+            another type than its name says, a setting is not that of what the form was made from, the form
+            computes numbers that are not finite, or a weight that should be the merged model's is not.
         ModelError, EngineError: the form cannot be loaded.
     """
     began = time.monotonic()
@@ -102,7 +103,7 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
     settings = check_settings(form, place, expected.sources)
     asked = _ask(kind, place, expected)
     logprob = reference.given_logprob
-    return FormParity(
+    found = FormParity(
         form=form,
         limits=finite(limits),
         kl=asked.kl,
@@ -117,9 +118,11 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
         sha256=sha256,
         asked=reference.identity,
         settings=settings,
-        seconds=round(time.monotonic() - began, 3),
         **asked.tally.figures(),
     )
+    # Only then: figures that are beyond a limit say more than that something differs.
+    weights = "" if found.beyond() else check_weights(form, place, expected.sources.merged)
+    return replace(found, weights=weights, seconds=round(time.monotonic() - began, 3))
 
 
 def _ask(kind: FormKind, place: Path, expected: Expected) -> Asked:
@@ -230,14 +233,15 @@ def _check_folder(own: Path | None, bundle: Path, renderer: ChatRenderer) -> str
         ParityError: they are not the trained ones.
     """
     folder = own or bundle / "tokenizer"
-    found = _renderer(load_tokenizer(folder), folder)
+    found = _renderer(_tokenizer(folder), folder)
     _same_fingerprint(found, renderer, folder)
     if own is not None:
         path = folder / "generation_config.json"
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = read_settings(path) if path.is_file() else {}
         eos = settings.get("eos_token_id")
-        stops = set(eos) if isinstance(eos, list) else {eos}
-        if stops != set(renderer.stop_ids):
+        stops = eos if isinstance(eos, list) else [eos]
+        # As texts: in a damaged file they may be anything.
+        if set(map(str, stops)) != set(map(str, renderer.stop_ids)):
             raise ParityError(
                 f"{path} stops at the tokens {sorted(map(str, stops))}, the trained model at "
                 f"{list(renderer.stop_ids)}"
@@ -254,7 +258,7 @@ def _check_gguf(path: Path, bundle: Path, renderer: ChatRenderer) -> str:
     facts = read_facts(path)
     if not facts.chat_template:
         raise ParityError(f"{path.name} has no chat template")
-    tokenizer = copy.copy(load_tokenizer(bundle / "tokenizer"))
+    tokenizer = copy.copy(_tokenizer(bundle / "tokenizer"))
     tokenizer.chat_template = facts.chat_template
     found = _renderer(tokenizer, path)
     _same_fingerprint(found, renderer, path)
@@ -264,6 +268,17 @@ def _check_gguf(path: Path, bundle: Path, renderer: ChatRenderer) -> str:
         )
     check_vocabulary(facts, path, renderer)
     return found.fingerprint
+
+
+def _tokenizer(folder: Path) -> Any:
+    """A form's tokenizer from its files; several forms use the bundle's, which is loaded once."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix != ".safetensors")
+    return _loaded(folder, tuple((file.name, sha256_of_file(file)) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, _content: tuple[tuple[str, str], ...]) -> Any:
+    return load_tokenizer(folder)
 
 
 def _renderer(tokenizer: Any, place: Path) -> ChatRenderer:

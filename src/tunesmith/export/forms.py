@@ -345,8 +345,8 @@ KINDS: Mapping[Form, FormKind] = {
     "bnb-int8": _folder(
         "bnb-int8",
         "bnb",
-        # Activations are rounded, too: 1.12 on the tuned GeoQuery model, whose best tokens are all the same.
-        Limits(0.9, 0.06, 1.25),
+        # Activations are rounded, too. Twice what right exports came to: benchmarks/export/sensitivity_int8.md.
+        Limits(0.9, 0.04, 1.04, 12.0, most_nats=5.0),
         most_bits=14,
         package="bitsandbytes",
         extra="8bit",

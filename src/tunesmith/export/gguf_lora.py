@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ModelError, listed
+from tunesmith.errors import ModelError, listed, reason_of
 from tunesmith.export.convert import open_converter
 from tunesmith.export.patterns import values_by_pattern
 from tunesmith.store import storage_errors
@@ -192,7 +192,7 @@ def _pairs(adapter: Path, config: Mapping[str, Any], converter: Any) -> list[Pai
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"the adapter in {adapter} cannot be read",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="restore its files, or train again",
         ) from error
     found: dict[str, dict[str, torch.Tensor]] = {}

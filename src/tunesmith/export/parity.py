@@ -63,6 +63,7 @@ class FormParity:
         sha256: hash of each file that was measured.
         asked: hash of what it was asked; see `Reference.identity`.
         settings: what its settings were held against, key by key, or that it was no longer there.
+        weights: how its weights were held against the merged model's; empty where they are quantised.
     """
 
     form: str
@@ -86,8 +87,9 @@ class FormParity:
     engine: str
     sha256: Mapping[str, str]
     asked: str
-    seconds: float
+    seconds: float = 0.0
     settings: str = ""
+    weights: str = ""
 
     @property
     def perplexity_ratio(self) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form
-from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, StorageError
+from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, StorageError, reason_of
 from tunesmith.export.forms import KINDS, SERVED
 from tunesmith.registry import nearest
 from tunesmith.store import MANIFEST, Artifact, signatures
@@ -20,7 +20,7 @@ from tunesmith.store import MANIFEST, Artifact, signatures
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Pushed", "Upload", "push", "uploads"]
+__all__ = ["Pushed", "Upload", "push", "told_places", "uploads"]
 
 TOKEN_VARIABLE = "HF_TOKEN"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -106,6 +106,13 @@ def _whole(bundle: Artifact) -> Iterator[Upload]:
     for name in sorted(names):
         path = bundle.dir / name
         yield Upload(path, name, path.stat().st_size)
+
+
+def told_places(bundle: Artifact, files: Iterable[Upload]) -> list[str]:
+    """Folders of this machine that the files to be sent name: where the bundle's parents lie."""
+    if MANIFEST not in {file.name for file in files}:
+        return []
+    return sorted({parent.path for parent in bundle.parents if Path(parent.path).is_absolute()})
 
 
 def _some(bundle: Artifact, paths: Sequence[str], root: Sequence[str]) -> Iterator[Upload]:
@@ -344,7 +351,7 @@ def _refusals(repository: str, api: HfApi) -> Iterator[None]:
     except (*kinds, OSError) as error:
         if isinstance(error, StorageError):
             raise
-        said = next((line for line in str(error).split("\n") if line.strip()), type(error).__name__)
+        said = reason_of(error)
         secret = str(api.token or "")
         raise MissingError(
             f"{repository} could not be pushed: {said.replace(secret, '***') if secret else said}",

@@ -22,7 +22,7 @@ from tunesmith.export.metadata import FLOAT32, GgufFacts
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.models.files.gguf import GgufFile, look_at_gguf, refuse_damaged_gguf
 
-__all__ = ["check_settings", "check_vocabulary"]
+__all__ = ["check_settings", "check_vocabulary", "read_settings"]
 
 _OF_THE_FORM = ("general.file_type", "general.quantization_version")
 _OF_IMPORTANCE = "quantize.imatrix."
@@ -113,7 +113,8 @@ def _is_own(key: str) -> bool:
 def _check_lora(path: Path, sources: Sources) -> str:
     """A GGUF LoRA file has few keys; its strength follows from the adapter's config."""
     file = refuse_damaged_gguf(path)
-    alpha = float(_json(sources.trained.folder("adapter") / "adapter_config.json")["lora_alpha"])
+    trained = read_settings(sources.trained.folder("adapter") / "adapter_config.json")
+    alpha = float(trained["lora_alpha"])
     # As a file has it, in 32 bits.
     (stored,) = struct.unpack("<f", struct.pack("<f", alpha if alpha > 0 else 1.0))
     wanted = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": stored}
@@ -194,7 +195,7 @@ def _check_folder(form: Form, place: Path, sources: Sources) -> str:
     source = sources.merged / "config.json"
     if not source.is_file():
         return "not compared: the merged model is no longer there"
-    wanted, found = _json(source), _json(place / "config.json")
+    wanted, found = read_settings(source), read_settings(place / "config.json")
     own = _WRITTEN if form in _NOT_QUANTISED else _WRITTEN | {"quantization_config"}
     dropped = _dropped(wanted, sources) if form == "pruned" else 0
     _differ(
@@ -252,12 +253,15 @@ def _differences(
 
 def _check_genai(place: Path, config: Mapping[str, Any], sources: Sources) -> None:
     """onnxruntime-genai reads stop tokens and sizes from a file of its own."""
-    model = _json(place / "genai_config.json")["model"]
+    model = read_settings(place / "genai_config.json").get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(decoder, dict):
+        raise ParityError(f"{place.name}/genai_config.json describes no decoder")
     stops = list(sources.renderer.stop_ids)
     differences = [
-        _told(f"decoder.{key}", config[name], model["decoder"].get(key))
+        _told(f"decoder.{key}", config[name], decoder.get(key))
         for key, name in _GENAI.items()
-        if isinstance(config.get(name), int) and model["decoder"].get(key) != config[name]
+        if isinstance(config.get(name), int) and decoder.get(key) != config[name]
     ]
     if model.get("eos_token_id") != stops:
         differences.append(f"eos_token_id ({model.get('eos_token_id')} for {stops})")
@@ -266,23 +270,23 @@ def _check_genai(place: Path, config: Mapping[str, Any], sources: Sources) -> No
 
 def _check_adapter(place: Path, sources: Sources) -> str:
     """`adapter_config.json`, against the run's; the base's name alone is written anew."""
-    wanted = _json(sources.trained.folder("adapter") / "adapter_config.json")
-    found = _json(place / "adapter_config.json")
+    wanted = read_settings(sources.trained.folder("adapter") / "adapter_config.json")
+    found = read_settings(place / "adapter_config.json")
     own = frozenset({"base_model_name_or_path"})
     differences = [_told(*one) for one in _differences(wanted, found, own, 0)]
     _differ(f"{place.name}/adapter_config.json", "the run's", differences)
     return "adapter_config.json of the run"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object in a form's file.
 
     Raises:
-        ParityError: it is none.
+        ParityError: there is none.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ParityError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ParityError(f"{path.parent.name}/{path.name} is no JSON object")

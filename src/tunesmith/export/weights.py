@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import ModelConfig
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, reason_of
 from tunesmith.export.forms import Sources
 from tunesmith.export.gguf_tokenizer import keep_model_file
 from tunesmith.export.reference import answer_logits
@@ -60,7 +60,7 @@ def merge(model: Any) -> Any:
     except ValueError as error:
         raise ModelError(
             "the adapter cannot be merged into the base",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="train again: its weights are damaged, or the training diverged",
         ) from error
     return merged.eval()

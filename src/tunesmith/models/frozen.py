@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, reason_of
 from tunesmith.models.files import refuse_damaged_safetensors
 from tunesmith.models.load import TOGETHER, BaseModel, load_model, quiet_transformers
 from tunesmith.models.refusals import refusing
@@ -181,7 +181,7 @@ def _read(files: Mapping[str, str], name: str) -> torch.Tensor:
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"the weight {name} in {files[name]} cannot be read",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="copy or download the model again",
         ) from error
 

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import ModelConfig
-from tunesmith.errors import MissingError, ModelError
+from tunesmith.errors import MissingError, ModelError, reason_of
 from tunesmith.models import embedded
-from tunesmith.models.files import refuse_damaged_gguf, refuse_damaged_safetensors
+from tunesmith.models.files import (
+    refuse_damaged_gguf,
+    refuse_damaged_safetensors,
+    refuse_odd_counts,
+)
 from tunesmith.models.refusals import refuse_odd_length, refusing
 from tunesmith.store import MANIFEST, Artifact, Parent, sha256_of_file
 
@@ -157,6 +161,7 @@ def _local(name: str, folder: Path) -> BaseModel:
             else "no file ends in .safetensors",
             fix="save the model again with `save_pretrained(folder, safe_serialization=True)`",
         )
+    refuse_odd_counts(folder)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"):
@@ -193,7 +198,7 @@ def _download(config: ModelConfig) -> Path:
     except (OSError, HFValidationError) as error:
         raise MissingError(
             f"the model {config.base!r} cannot be had from the Hugging Face Hub",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="check the name and the network (gated models need `hf auth login`), "
             "or use `model.base: embedded`, which needs neither",
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, reason_of
 
 __all__ = ["REFUSALS", "encoding", "refuse_odd_length", "refuse_silent", "refuse_unfit", "refusing"]
 
@@ -17,8 +17,6 @@ REFUSALS: tuple[type[Exception], ...] = (
 )
 """Raised when a file's value is not of the form that the library reads; `refusing` knows more."""
 
-_WORDLESS = (LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
-"""Their texts are made for programmers: the kind belongs to them."""
 _MOST_REASON = 300
 _TEXTS = ("Hi", "2 + 2?", "Ünïcode: 你好")
 
@@ -38,7 +36,7 @@ def refusing(what: str, fix: str) -> Iterator[None]:
     except BaseException as error:
         if not _is_refusal(error):
             raise
-        raise ModelError(what, why=_reason(error), fix=fix) from error
+        raise ModelError(what, why=reason_of(error), fix=fix) from error
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -51,17 +49,6 @@ def _is_refusal(error: BaseException) -> bool:
         or kind is Exception
         or (kind.__module__, kind.__name__) == ("pyo3_runtime", "PanicException")
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of its text; with the next, where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    told = told if len(told) <= _MOST_REASON else f"{told[:_MOST_REASON]} ..."
-    kind = type(error).__name__
-    if not told:
-        return kind
-    return f"{kind}: {told}" if isinstance(error, _WORDLESS) else told
 
 
 def encoding() -> AbstractContextManager[None]:

@@ -19,7 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tunesmith.errors import ArtifactError, ConfigError, EnvironmentProblem, MissingError
+from tunesmith.errors import (
+    ArtifactError,
+    ConfigError,
+    EnvironmentProblem,
+    MissingError,
+    reason_of,
+)
 from tunesmith.store.files import storage_errors, write_atomically
 from tunesmith.store.run import SCRATCH
 
@@ -125,7 +131,7 @@ def check_key(private: Path) -> Any:
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(
             f"{private} cannot be used as a signing key",
-            why=_first_line(error),
+            why=reason_of(error),
             fix="make one: tunesmith sign --new-key FILE",
         ) from error
 
@@ -182,7 +188,7 @@ def verify(folder: Path, public: Path) -> None:
 def _told(error: Exception, folder: Path) -> tuple[str, str]:
     """Why a signature does not hold, and what mends it; the library shows digests as raw bytes."""
     again = "fetch it again from where it was sealed; if it was changed on purpose, sign it again"
-    said = _first_line(error)
+    said = reason_of(error)
     if said.startswith("Key mismatch"):
         return (
             f"{SIGNATURE} names another key",
@@ -242,7 +248,7 @@ def _checker(public: Path) -> Any:
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(
             f"{public} cannot be used as a public key",
-            why=_first_line(error),
+            why=reason_of(error),
             fix="name the .pub file that `tunesmith sign --new-key FILE` makes beside FILE",
         ) from error
 
@@ -280,7 +286,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

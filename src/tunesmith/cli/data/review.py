@@ -104,7 +104,7 @@ def _queue(rows: list[Row], by: str | None, databases: dict[str, Path]) -> list[
     if not any(by in row.meta for row in rows):
         names = sorted({name for row in rows for name in row.meta})
         raise click.UsageError(
-            f"--by {by!r}: no row has such a field; they have {', '.join(names)}"
+            f"--by {by!r}: no row has such a field; they have {', '.join(names) or 'none'}"
         )
     return by_field(rows, by)
 
@@ -221,16 +221,15 @@ def _parts(row: Row) -> list[tuple[str, str]]:
 
 def _edit(row: Row, screen: Console) -> str | None:
     """The row's text after $EDITOR; None when nothing changed or the row would be wrong."""
-    import json
-
+    from tunesmith.data.annotate.editing import on_lines
     from tunesmith.data.annotate.review import edited
     from tunesmith.telemetry import visible
 
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    before = json.dumps(row.value, ensure_ascii=False, indent=2) + "\n"
+    before = on_lines(row.text)
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         path = Path(folder) / "row.json"
-        path.write_text(before, encoding="utf-8", errors="surrogatepass")
+        path.write_text(before, encoding="utf-8")
         try:
             code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
         except (OSError, ValueError) as error:

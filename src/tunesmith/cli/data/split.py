@@ -183,13 +183,14 @@ def _refuse_idle_policy(asked: Mapping[str, Any]) -> None:
 
 
 def _amount(name: str, text: str) -> dict[str, int | float]:
-    """A share or a number of rows as its setting."""
+    """A share or a number of rows as its setting; 1.0 is no number of rows: it may mean all of them."""
     try:
         value = float(text)
+        n_rows = int(text) if text.strip().isdecimal() else 0
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is no number", param_hint=f"--{name}") from error
-    if value >= 1 and value.is_integer():
-        return {f"{name}_rows": int(value)}
+    if n_rows:
+        return {f"{name}_rows": n_rows}
     if not 0 < value < _MAX_SHARE:
         raise click.BadParameter(
             f"{text} is neither a number of rows (1, 2, ...) nor a share of them (over 0, under "

@@ -188,6 +188,7 @@ def best(
     from tunesmith.data.grow import BestOfN
     from tunesmith.data.grow.source import grounds_of
     from tunesmith.data.grow.verify import VERIFIERS
+    from tunesmith.store import sha256_of_file
 
     reading.refuse_sealed(*prompts)
     grounds = grounds_of(prompts, reading.options, form=reading.form)
@@ -201,6 +202,8 @@ def best(
         "verify": verify,
         "samples": samples,
         "as": kind,
+        "databases": {name: sha256_of_file(path) for name, path in sorted(databases.items())},
+        "json_schema": sha256_of_file(schema) if schema else None,
     }
     try:
         method = BestOfN(grounds.rows, sampler, verifier, samples, kind)

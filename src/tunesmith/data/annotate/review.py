@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from tunesmith.data.annotate.editing import on_one_line
 from tunesmith.data.annotate.queue import Suspect
 from tunesmith.data.grow.journal import Journal
 from tunesmith.data.grow.pieces import as_json
@@ -205,7 +205,7 @@ def _now() -> str:
 
 
 def edited(row: Row, text: str) -> Row | str:
-    """A row that a person edited, on one line; or what is wrong with it.
+    """A row that a person edited, on one line, its values with their characters; or what is wrong with it.
 
     Args:
         row: as it was.
@@ -215,7 +215,7 @@ def edited(row: Row, text: str) -> Row | str:
     problems = Problems()
     try:
         fields_of(text.strip(), MAX_DEPTH)
-        fields = fields_of(as_json(json.loads(text)), MAX_DEPTH)
+        fields = fields_of(on_one_line(text), MAX_DEPTH)
     except Refused as error:
         return str(error)
     raw = RawRow(file or row.where, int(line) if line.isdigit() else 1, fields)

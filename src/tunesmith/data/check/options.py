@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from tunesmith.config import CheckConfig, Recipe
+from tunesmith.config import Recipe
 from tunesmith.data.check.finding import CHECKS
 from tunesmith.data.check.language import CODES
-from tunesmith.errors import ConfigError, DataError, MissingError
+from tunesmith.data.json_schema import Schema, read_schema
+from tunesmith.errors import ConfigError
 from tunesmith.registry import nearest
 
 __all__ = ["RED_ROWS", "CheckOptions"]
@@ -48,7 +47,7 @@ class CheckOptions:
     domains: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "auto"
     databases: Mapping[str, Path] = field(default_factory=dict)
-    json_schema: Mapping[str, Any] | bool | None = None
+    json_schema: Schema | None = None
     allow: frozenset[str] = frozenset()
     languages: tuple[str, ...] = ()
     min_rows: int = 1_000
@@ -63,8 +62,8 @@ class CheckOptions:
         """What a recipe asks for, in `data.check`, `data.databases` and `train`.
 
         Raises:
-            ConfigError: a check or language that is not known.
-            MissingError, DataError: the JSON schema cannot be read.
+            ConfigError: a check or language that is not known; the JSON schema cannot be read.
+            MissingError: there is no JSON schema.
         """
         config = recipe.data.check
         _refuse_unknown("data.check.allow", "check", config.allow, CHECKS)
@@ -72,12 +71,14 @@ class CheckOptions:
         databases = {name: Path(path) for name, path in recipe.data.databases.items()}
         # What the named domain has no use for is not read, and refused if set.
         reads_sql, reads_json = (config.domain in ("auto", name) for name in ("sql", "json"))
+        file = config.json_schema if reads_json else None
+        fix = "correct data.check.json_schema"
         return cls(
             name=name,
             domain=config.domain,
             dialect=config.sql_dialect if reads_sql else "auto",
             databases=databases,
-            json_schema=_schema(config) if reads_json else None,
+            json_schema=None if file is None else read_schema(Path(file), fix),
             allow=frozenset(config.allow),
             languages=tuple(config.languages),
             min_rows=config.min_rows,
@@ -107,22 +108,3 @@ def _refuse_unknown(key: str, kind: str, names: tuple[str, ...], known: Collecti
                 f"{key}: no {kind} is called {name!r}{nearest(name, known)}",
                 fix=f"use some of: {', '.join(known)}",
             )
-
-
-def _schema(config: CheckConfig) -> Mapping[str, Any] | bool | None:
-    if config.json_schema is None:
-        return None
-    path = Path(config.json_schema)
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise MissingError(
-            f"no JSON schema at {path}", fix="correct data.check.json_schema"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read as a JSON schema", why=str(error), fix="correct the file"
-        ) from error
-    if not isinstance(schema, dict | bool):
-        raise DataError(f"{path} is no JSON schema", why="a schema is an object", fix="correct it")
-    return schema

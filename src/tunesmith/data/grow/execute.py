@@ -11,12 +11,24 @@ from tunesmith.data.budget import SqlBudget
 from tunesmith.errors import counted
 from tunesmith.store.sqlite import QueryFailed, QueryRunner
 
-__all__ = ["COST_SECONDS", "SECONDS", "Failed", "Found", "ReadOnly", "same_rows"]
+__all__ = [
+    "BUDGET",
+    "BUDGET_ROWS",
+    "COST_SECONDS",
+    "SECONDS",
+    "Failed",
+    "Found",
+    "ReadOnly",
+    "same_rows",
+]
 
 SECONDS = 5.0
 """Longest time for one query."""
 COST_SECONDS = 5
 """What a query that was ended after that time counts for in a budget."""
+BUDGET = 30
+"""What queries that the clock ended may cost for each `BUDGET_ROWS` rows or answers whose query is run: six of them."""
+BUDGET_ROWS = 1_000
 MAX_ROWS = 100_000
 
 
@@ -59,7 +71,7 @@ class ReadOnly:
         """
         if budget is not None and budget.is_spent:
             ended = counted(budget.n_ended, "query", "queries")
-            return Failed(f"limits of time ended {ended} of the rows before", is_left_out=True)
+            return Failed(f"limits of time ended {ended} before it", is_left_out=True)
         found = self._runner.run(self._path, sql, max_rows=MAX_ROWS)
         if isinstance(found, QueryFailed):
             if budget is not None:

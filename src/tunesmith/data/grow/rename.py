@@ -13,7 +13,16 @@ from random import Random
 from typing import Any
 
 from tunesmith.data.budget import SqlBudget
-from tunesmith.data.grow.execute import COST_SECONDS, SECONDS, Failed, Found, ReadOnly, same_rows
+from tunesmith.data.grow.execute import (
+    BUDGET,
+    BUDGET_ROWS,
+    COST_SECONDS,
+    SECONDS,
+    Failed,
+    Found,
+    ReadOnly,
+    same_rows,
+)
 from tunesmith.data.grow.names import draw_names
 from tunesmith.data.grow.pieces import as_json, put
 from tunesmith.data.grow.rule import Draw, Made, Unfit
@@ -21,7 +30,7 @@ from tunesmith.data.grow.schema_text import NameSpan, name_spans, spliced
 from tunesmith.data.grow.turns import context_paths, remade
 from tunesmith.data.rows import Row
 from tunesmith.data.scripts import from_script, what_waits
-from tunesmith.errors import DataError, EnvironmentProblem, counted
+from tunesmith.errors import DataError, EnvironmentProblem, counted, reason_of
 from tunesmith.store import sha256_of_json, storage_errors, writing
 from tunesmith.store.sqlite import QueryRunner
 
@@ -29,9 +38,6 @@ __all__ = ["Rename", "renamed_query", "tables_of"]
 
 _FENCE = re.compile(r"```(?:\w*\n|sql\s)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _AS_NAME = re.compile(r"\b\w+_\w+\b")
-BUDGET = 30
-"""What queries that the clock ended may cost for each `BUDGET_ROWS` rows whose query is run: six of them."""
-BUDGET_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,7 @@ def renamed_query(
     try:
         trees = [tree for tree in sqlglot.parse(sql, read="sqlite") if tree is not None]
     except (SqlglotError, RecursionError) as error:
-        return Unfit(f"the query cannot be parsed: {str(error).splitlines()[0][:120]}")
+        return Unfit(f"the query cannot be parsed: {reason_of(error)[:120]}")
     if len(trees) != 1 or not isinstance(trees[0], exp.Query):
         return Unfit("the answer is not one query")
     used = {table.name.casefold() for table in trees[0].find_all(exp.Table)}

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from tunesmith.data.grow.execute import SECONDS, Failed, ReadOnly, same_rows
+from tunesmith.data.budget import SqlBudget
+from tunesmith.data.grow.execute import (
+    BUDGET,
+    BUDGET_ROWS,
+    COST_SECONDS,
+    SECONDS,
+    Failed,
+    ReadOnly,
+    same_rows,
+)
+from tunesmith.data.json_schema import JsonSchema, read_schema, read_strictly
 from tunesmith.data.rows import Row
 from tunesmith.data.scripts import what_waits
-from tunesmith.errors import ConfigError, counted
+from tunesmith.errors import ConfigError, counted, reason_of
 from tunesmith.registry import Table
 from tunesmith.store.sqlite import QueryRunner
 
@@ -83,6 +92,9 @@ def code_in(answer: str) -> str:
 class SqlAnswer:
     """The query runs on the row's database; where the row has an answer, both return the same rows.
 
+    Of each 1,000 answers six queries may run into the limit of time; then none is run, and no answer passes,
+    until the next thousand.
+
     Args:
         databases: name -> SQLite file. A row names its own by its field `database`; with one
             database it need not.
@@ -100,6 +112,7 @@ class SqlAnswer:
                 "the verifier sql has no database", fix="name one: --database NAME=FILE"
             )
         self._runner = QueryRunner(SECONDS)
+        self._budget, self._n_answers = SqlBudget(BUDGET, seconds=COST_SECONDS), 0
         self._files: dict[str, ReadOnly] = {}
         for name, path in databases.items():
             if not _is_sqlite(path):
@@ -120,14 +133,17 @@ class SqlAnswer:
         )
         if file is None:
             return Checked(False, f"no database is called {named!r}")
-        found = file.run(code_in(answer))
+        if self._n_answers and self._n_answers % BUDGET_ROWS == 0:
+            self._budget = SqlBudget(BUDGET, seconds=COST_SECONDS)
+        self._n_answers += 1
+        found = file.run(code_in(answer), self._budget)
         if isinstance(found, Failed):
-            return Checked(False, f"the query fails: {found.error}")
+            return Checked(False, f"the query {_how(found)}: {found.error}")
         if not row.answer.strip():
             return Checked(True, f"the query runs and returns {counted(len(found.rows), 'row')}")
-        wanted = file.run(code_in(row.answer))
+        wanted = file.run(code_in(row.answer), self._budget)
         if isinstance(wanted, Failed):
-            return Checked(False, f"the row's own query fails: {wanted.error}")
+            return Checked(False, f"the row's own query {_how(wanted)}: {wanted.error}")
         if same_rows(found, wanted):
             return Checked(True, f"the query returns the {len(wanted.rows)} rows of the row's own")
         return Checked(False, "the query returns other rows than the row's own")
@@ -135,6 +151,10 @@ class SqlAnswer:
     def close(self) -> None:
         """End the process that runs the queries."""
         self._runner.close()
+
+
+def _how(failed: Failed) -> str:
+    return "was not run" if failed.is_left_out else "fails"
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -161,41 +181,25 @@ class JsonAnswer:
     def __init__(
         self, *, databases: Mapping[str, Path] | None = None, json_schema: Path | None = None
     ) -> None:
-        self._validator = None if json_schema is None else _schema_of(json_schema)
+        self._schema = None
+        if json_schema is not None:
+            schema = read_schema(json_schema, "correct --json-schema")
+            self._schema = JsonSchema(schema, str(json_schema))
 
     def check(self, row: Row, answer: str) -> Checked:
         """Parses the answer, or its first fenced block."""
         try:
-            value = json.loads(code_in(answer))
+            value = read_strictly(code_in(answer))
         except (ValueError, RecursionError) as error:
-            return Checked(False, f"not JSON: {str(error)[:120]}")
-        if self._validator is None:
+            return Checked(False, f"not JSON: {reason_of(error)[:120]}")
+        if self._schema is None:
             return Checked(True, "it is JSON")
-        for wrong in self._validator.iter_errors(value):
-            return Checked(False, f"{wrong.json_path}: {wrong.message[:160]}")
+        for wrong in self._schema.mismatches(value):
+            return Checked(False, f"{wrong.at}: {wrong.said}")
         return Checked(True, "it is JSON and fits the schema")
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def _schema_of(path: Path) -> Any:
-    from tunesmith.errors import EnvironmentProblem
-
-    try:
-        import jsonschema
-    except ModuleNotFoundError as error:
-        raise EnvironmentProblem(
-            "a JSON schema needs the package jsonschema, which is not installed",
-            fix="pip install 'tunesmith[data]'",
-        ) from error
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        kind = jsonschema.validators.validator_for(schema)
-        kind.check_schema(schema)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
-        raise ConfigError(f"{path} is no JSON schema: {str(error).splitlines()[0]}") from error
-    return kind(schema)
 
 
 class PythonAnswer:
@@ -216,7 +220,7 @@ class PythonAnswer:
                 warnings.simplefilter("ignore")
                 tree = ast.parse(code)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            return Checked(False, f"not Python: {str(error)[:120]}")
+            return Checked(False, f"not Python: {reason_of(error)[:120]}")
         if not tree.body:
             return Checked(False, "it holds no statement")
         return Checked(True, "it compiles")

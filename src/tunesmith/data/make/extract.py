@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.data.json_schema import JsonSchema, read_schema
 from tunesmith.data.make.records import fields_or_refuse, records
-from tunesmith.data.make.rows import Made, Order, chat, existing, read_text
-from tunesmith.errors import ConfigError, DataError, EnvironmentProblem
+from tunesmith.data.make.rows import Made, Order, chat
+from tunesmith.errors import ConfigError, DataError
 
 __all__ = ["ExtractOptions", "make_extract"]
 
 Record = Mapping[str, Any]
-Validate = Callable[[Any], str]
 _FORMATTER = string.Formatter()
 
 
@@ -85,13 +85,13 @@ def _add(
     path: Path, pairs: Sequence[Pair], schema: Record, options: ExtractOptions, made: Made
 ) -> None:
     """Rows for the answers that are valid; the others are dropped with what the schema says."""
-    validate = _validator(schema)
+    checked = JsonSchema(schema, "the schema" if options.schema is None else str(options.schema))
     head = _head(schema, options)
     seen: dict[str, str] = {}
     n_unsaid = 0
     for where, text, answer, template in pairs:
-        if problem := validate(answer):
-            made.drop(where, text[:80], f"not valid under the schema: {problem}")
+        if wrong := next(checked.mismatches(answer), None):
+            made.drop(where, text[:80], f"not valid under the schema: {wrong.at}: {wrong.said}")
             continue
         if text in seen:
             made.drop(where, text[:80], f"a duplicate: {seen[text]}")
@@ -291,52 +291,10 @@ def _schema_of(options: ExtractOptions) -> dict[str, Any] | None:
     """
     if options.schema is None:
         return None
-    try:
-        found = json.loads(read_text(existing(options.schema, folder=False)))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{options.schema}: not JSON: {error}", fix="write a JSON schema"
-        ) from error
+    found = read_schema(options.schema, "correct --schema")
     if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
         raise ConfigError(
             f"{options.schema}: no JSON schema of an object",
             fix='begin with {"type": "object", "properties": {...}}',
         )
     return found
-
-
-def _validator(schema: Record) -> Validate:
-    """A check that gives what is wrong, or nothing. References are looked up in the schema only.
-
-    Raises:
-        ConfigError: the schema itself is wrong.
-        EnvironmentProblem: the package is not installed.
-    """
-    try:
-        import jsonschema
-        from referencing import Registry
-        from referencing.exceptions import Unresolvable
-    except ModuleNotFoundError as error:
-        raise EnvironmentProblem(
-            f"JSON schemas need the package {error.name!r}, which is not installed",
-            fix="pip install 'tunesmith[data]'",
-        ) from error
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ConfigError(
-            f"the schema is wrong at {error.json_path}: {error.message[:200]}", fix="mend it"
-        ) from error
-    checker = kind(schema, registry=Registry())
-
-    def problem(value: Any) -> str:
-        try:
-            found = next(iter(checker.iter_errors(value)), None)
-        except (Unresolvable, RecursionError) as error:
-            raise ConfigError(
-                f"the schema refers to what is not in it: {error}", fix="put it under $defs"
-            ) from error
-        return "" if found is None else f"{found.json_path}: {found.message[:200]}"
-
-    return problem

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.data.read.layout import chosen, fits
-from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, listed
+from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, listed, reason_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -85,9 +85,8 @@ def fetch(text: str, split: str) -> list[Path]:
     try:
         return _fetched(HfApi(endpoint=endpoint), wanted, split, text)
     except refusals as error:
-        said = next((line for line in str(error).split("\n") if line.strip()), type(error).__name__)
         raise MissingError(
-            f"{text} cannot be fetched: {said}",
+            f"{text} cannot be fetched: {reason_of(error)}",
             why=f"asked was {endpoint or 'the hub'}",
             fix="check the name, the revision and the network; private data needs HF_TOKEN",
         ) from error

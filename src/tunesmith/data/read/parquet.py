@@ -21,7 +21,7 @@ from tunesmith.data.read.limits import Limits, in_words
 from tunesmith.data.read.objects import Refused, first_twice, flat, value_of
 from tunesmith.data.read.stream import Disk
 from tunesmith.data.rows import BadRow, Field, RawRow, bad_text
-from tunesmith.errors import EnvironmentProblem
+from tunesmith.errors import EnvironmentProblem, reason_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,8 +76,7 @@ def _divided(file: IO[bytes], job: Job, pa: Any) -> Iterator[Chunk]:
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, Unreadable):
             raise
-        first = str(error).strip().split("\n")[0]
-        raise Unreadable(f"the Parquet file is damaged or cut off: {first}") from error
+        raise Unreadable(f"the Parquet file is damaged or cut off: {reason_of(error)}") from error
 
 
 def _chunks(found: Any, job: Job, pa: Any) -> Iterator[Chunk]:

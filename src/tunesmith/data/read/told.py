@@ -35,7 +35,10 @@ SUFFIXES = {
 }
 """What a name promises. `.gz` and `.zst` may follow."""
 PACKED_SUFFIXES = (".gz", ".zst", ".zstd")
-_MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD}
+# zstd has 16 magics of frames that readers skip (RFC 8878, 3.1.2); pzstd puts one before each of its frames.
+_MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD} | {
+    bytes([number]) + b"\x2a\x4d\x18": ZSTD for number in range(0x50, 0x60)
+}
 _ROW_LISTS = frozenset(
     ["data", "rows", "train", "examples", "items", "records", "samples", "instances", "entries"]
 ).union(["results", "dataset", "questions"])

@@ -11,6 +11,7 @@ from tunesmith.models.files import (
     Findings,
     SafetensorsFile,
     StoredTensor,
+    check_counts,
     look_at_safetensors,
     read_json_object,
 )
@@ -23,8 +24,6 @@ Weights = Mapping[str, StoredTensor]
 
 _COPY = "copy or download the file again"
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
-_MOST_LAYERS = 4_096
-_COUNTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -138,31 +137,9 @@ def check_config(desk: Desk, folder: Path, weights: Weights) -> dict[str, Any] |
             "loaders with trust_remote_code run it; tunesmith never does",
             "use a model whose architecture transformers has",
         )
-    _check_counts(found, config, weights)
+    check_counts(found, config, len(weights))
     _check_formats(desk, folder, config, weights)
     return config if found.is_sound else None
-
-
-def _check_counts(found: Findings, config: Mapping[str, Any], weights: Weights) -> None:
-    """Numbers that decide how much is allocated, before anything is built from them."""
-    text = config.get("text_config")
-    for owner in (config, text if isinstance(text, dict) else {}):
-        for key, value in owner.items():
-            counted = key.startswith(("num_", "n_")) or key in _COUNTS or key.endswith("_size")
-            if not counted or isinstance(value, bool) or not isinstance(value, int):
-                continue
-            if value < 0 or value > 1 << 31:
-                found.error(
-                    "config-number", f"key {key}", f"it is {value}", "no model is like that"
-                )
-            elif weights and "layers" in key and value > len(weights):
-                told = f"it is {value:,}; the weights are {len(weights):,} tensors"
-                found.error("config-number", f"key {key}", told, "the layers would be random")
-            elif "experts" in key and value > _MOST_LAYERS:
-                found.error("config-number", f"key {key}", f"it is {value:,}")
-        for key in _COUNTS:
-            if key in owner and (type(owner[key]) is not int or owner[key] < 1):
-                found.error("config-number", f"key {key}", f"it is {owner[key]!r}, no count")
 
 
 def _check_formats(desk: Desk, folder: Path, config: Mapping[str, Any], weights: Weights) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, reason_of
 from tunesmith.export.folders.calibrate import Layers, Shared, open_layers, shared_inputs
 from tunesmith.export.folders.packed import (
     BITS,
@@ -147,7 +147,7 @@ def _inverse_root(gram: Tensor) -> Tensor:
     except RuntimeError as error:  # torch's LinAlgError is one.
         raise ModelError(
             "the model computes numbers that are not finite on the calibration rows",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="train again with a lower learning rate, or leave `gptq` out of export.forms",
         ) from error
     return inverse.float()

@@ -24,7 +24,7 @@ from tunesmith.config import ModelConfig
 from tunesmith.engine import Chunk, Generation, NextTokenLogprobs, Sampling, sampling_seeds
 from tunesmith.engine.answer import Answer
 from tunesmith.engine.prompts import check_prompts, check_rows
-from tunesmith.errors import EngineError, ModelError
+from tunesmith.errors import EngineError, ModelError, reason_of
 from tunesmith.export.folders.parts import put_beside, require, versions
 from tunesmith.store import storage_errors
 
@@ -190,7 +190,7 @@ def _engine_errors(place: Path) -> Iterator[None]:
     except tuple(kind for kind in kinds if issubclass(kind, Exception)) as error:
         raise EngineError(
             f"onnxruntime cannot run {place / MODEL}",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="export the form again",
         ) from error
 

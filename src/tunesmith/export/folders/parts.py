@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import ModelConfig
-from tunesmith.errors import EnvironmentProblem, ModelError
+from tunesmith.errors import EnvironmentProblem, ModelError, reason_of
 from tunesmith.export.reference import answer_logits
 from tunesmith.export.weights import most_common_format
 from tunesmith.models.load import load_model, quiet_transformers
@@ -151,7 +151,7 @@ def write_quantised(form: str, sources: Sources, target: Path, how: Any) -> dict
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"the model in {sources.merged} cannot be quantised as {form}",
-            why=next(iter(str(error).splitlines()), type(error).__name__),
+            why=reason_of(error),
             fix=f"leave {form} out of export.forms; the GGUF forms take every width",
         ) from error
     with hushed(), storage_errors(target):

@@ -142,11 +142,19 @@ def _wrong_numbers(asked: Asked) -> Iterator[tuple[str, str]]:
             )
     if asked.t is not None and math.isfinite(asked.t) and not 0 <= asked.t <= 1:
         yield f"--t is {asked.t:g}", "use 0 (the first model) to 1 (the second)"
-    kind = METHODS.get(asked.method)
-    if kind is None or asked.weights is None or not all(map(math.isfinite, asked.weights)):
+    yield from _wrong_sums(asked)
+
+
+def _wrong_sums(asked: Asked) -> Iterator[tuple[str, str]]:
+    """Numbers that leave nothing of the models."""
+    weights, kind = asked.weights or (), METHODS.get(asked.method)
+    for option, values in (("--weights", weights), ("--lambda", (asked.scale,))):
+        if values and not any(value is None or value for value in values):
+            yield f"all of {option} is 0", "use another number: nothing of the models would be left"
+    if kind is None or not any(weights) or not all(map(math.isfinite, weights)):
         return
     normalise = kind.normalise if asked.normalise is None else asked.normalise
-    if normalise and not kind.base and math.isclose(sum(asked.weights), 0, abs_tol=1e-6):
+    if normalise and not kind.base and math.isclose(sum(weights), 0, abs_tol=1e-6):
         yield "the sum of --weights is 0", "change the weights, or add --no-normalize"
 
 

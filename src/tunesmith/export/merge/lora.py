@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ModelError, listed
+from tunesmith.errors import ModelError, listed, reason_of
 from tunesmith.export.patterns import values_by_pattern
 from tunesmith.models.files import refuse_damaged_safetensors
 
@@ -161,7 +161,7 @@ def read_finite(file: Path, name: str) -> torch.Tensor:
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"the tensor {name} in {file} cannot be read",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="copy or make the file again",
         ) from error
     found = tensor.to(torch.float32)
@@ -228,7 +228,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder / CONFIG} cannot be read",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="restore the adapter's folder",
         ) from error
     return config
@@ -255,7 +255,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{file} is damaged",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="restore the adapter's files, or train again",
         ) from error
 

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ModelError, StorageError
+from tunesmith.errors import ModelError, StorageError, reason_of
 from tunesmith.export.merge.lora import read_finite
 from tunesmith.models.files import refuse_damaged_safetensors
 from tunesmith.store import flush_to_disk
@@ -97,7 +97,7 @@ def _headers(folder: Path) -> dict[str, Stored]:
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise ModelError(
             f"{file} is damaged or missing",
-            why=str(error).splitlines()[0],
+            why=reason_of(error),
             fix="copy or download the model again",
         ) from error
     if not found:

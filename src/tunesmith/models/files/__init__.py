@@ -1,5 +1,6 @@
 """Files of models, looked at before any other program's parser reads them; light: no torch, no numpy."""
 
+from tunesmith.models.files.counts import check_counts, refuse_odd_counts
 from tunesmith.models.files.finding import Finding, Findings, refuse
 from tunesmith.models.files.ggml import GGML_TYPES, GgmlType
 from tunesmith.models.files.gguf import (
@@ -36,6 +37,7 @@ __all__ = [
     "GgufTensor",
     "SafetensorsFile",
     "StoredTensor",
+    "check_counts",
     "look_at_gguf",
     "look_at_safetensors",
     "parts_of_gguf",
@@ -45,5 +47,6 @@ __all__ = [
     "refuse",
     "refuse_damaged_gguf",
     "refuse_damaged_safetensors",
+    "refuse_odd_counts",
     "stored_tensors",
 ]

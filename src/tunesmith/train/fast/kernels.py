@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from tunesmith.errors import reason_of
 from tunesmith.models.embedded import cache_dir
 from tunesmith.telemetry import console
 
@@ -127,8 +128,7 @@ def _load() -> ctypes.CDLL | str:
             _compile(library)
         return ctypes.CDLL(str(library))
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        reason = str(error).strip() or type(error).__name__
-        return f"they did not compile: {reason.splitlines()[0]}"
+        return f"they did not compile: {reason_of(error)}"
 
 
 def _compile(library: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tunesmith.errors import ConfigError, EnvironmentProblem
+from tunesmith.errors import ConfigError, EnvironmentProblem, reason_of
 from tunesmith.registry import nearest
 
 __all__ = ["has_trailing_comma", "prose_in", "refuse_unknown_dialect", "why_not_sql"]
@@ -134,7 +134,7 @@ def _first_line(error: Exception) -> str:
     errors = getattr(error, "errors", None)
     if errors:
         return f"{errors[0]['description']} at {errors[0]['highlight']!r}"
-    return str(error).split("\n")[0][:120]
+    return reason_of(error)[:120]
 
 
 def _rules(tree: Any, sql: str) -> str:
