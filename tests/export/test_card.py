@@ -87,6 +87,24 @@ def test_without_a_report_no_figure_of_quality_is_claimed(plan):
     assert "Gain" not in text
 
 
+@pytest.mark.parametrize(
+    ("forms", "library"),
+    [
+        (["adapter", "merged", "gguf-f16"], "transformers"),
+        (["adapter", "awq"], "transformers"),
+        (["pruned"], "transformers"),
+        (["adapter", "gguf-q8_0"], "peft"),
+        (["gguf-q8_0", "gguf-lora"], None),
+        (["onnx"], None),
+    ],
+    ids=str,
+)
+def test_the_card_names_the_library_that_loads_a_form_and_no_other(plan, forms, library):
+    text = card(dataclasses.replace(plan, limits=dict.fromkeys(forms)), {"gguf-q8_0": PARITY})
+    head = text.split("\n---\n", 1)[0].removeprefix("---\n")
+    assert YAML(typ="safe", pure=True).load(head).get("library_name") == library
+
+
 @given(st.text(min_size=1))
 def test_no_name_can_break_the_front_matter_or_add_a_line(plan, name):
     named = dataclasses.replace(plan, base=dataclasses.replace(plan.base, name=name))

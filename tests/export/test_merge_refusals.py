@@ -140,6 +140,16 @@ def test_a_config_that_would_be_built_without_end_is_refused(merging, tmp_path, 
     assert "restore the model's own config.json" in text
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "null", "\udcff"])
+def test_damaged_settings_of_generation_are_refused_before_the_merge(merging, tmp_path, content):
+    damaged = copied(merging.base.dir, tmp_path / "damaged")
+    path = damaged / "generation_config.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    text = refused(tmp_path / "out", [damaged, damaged], ModelError)
+    assert f"{path} cannot be read" in text
+    assert "restore it, or delete it" in text
+
+
 def test_a_full_folder_is_not_overwritten(merging, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")

@@ -282,6 +282,38 @@ def test_a_form_with_fewer_bits_is_never_held_to_more():
         assert closer.perplexity_ratio <= wider.perplexity_ratio
 
 
+RIGHT_INT8 = {
+    "tuned, test rows": (1.0, 0.0002, 1.1241, 4.78, 261.7),
+    "tuned, train rows": (1.0, 0.0001, 1.0002, 4.64, 1.0008),
+    "tuned, validation rows": (0.992, 0.0035, 1.0063, 6.62, 1.144),
+    "untuned": (0.924, 0.0186, 1.0651, 5.4, 17.43),
+    "another dataset": (0.979, 0.008, 1.0059, 4.73, 1.074),
+    "another dataset, untuned": (0.929, 0.0171, 1.0423, 6.22, 12.74),
+}
+"""Agreement, KL, perplexity ratio, largest logit, the model's own perplexity (`sensitivity_int8.md`)."""
+DAMAGED_INT8 = {
+    "all scales of a matrix x 2": (1.0, 0.0018, 1.2165, 20.3, 261.7),
+    "all scales of a matrix x 0": (0.995, 0.0143, 0.8234, 23.5, 261.7),
+    "a matrix is the next layer's": (0.998, 0.0039, 0.9578, 19.6, 261.7),
+    "a norm x 2": (0.998, 0.0081, 1.0144, 17.0, 261.7),
+    "the adapter at nine tenths": (1.0, 0.0006, 0.8071, 6.81, 261.7),
+}
+
+
+@pytest.mark.parametrize("name", [*RIGHT_INT8, *DAMAGED_INT8])
+def test_the_limits_of_int8_part_right_exports_from_damaged_ones(name):
+    """As they were measured; a factor of 1.25 for the perplexity and nothing for the logit let all of these pass."""
+    agreement, kl, ratio, logit, perplexity = (RIGHT_INT8 | DAMAGED_INT8)[name]
+    form = dataclasses.replace(
+        parity("bnb-int8", agreement, 0.0, perplexity * ratio),
+        limits=finite(KINDS["bnb-int8"].limits),
+        mean_kl=kl,
+        max_abs_dlogit=logit,
+        reference_perplexity=perplexity,
+    )
+    assert bool(form.beyond()) == (name in DAMAGED_INT8)
+
+
 # -- perplexity ------------------------------------------------------------------------------------
 
 

@@ -124,8 +124,9 @@ def test_a_resume_with_other_limits_judges_again_and_measures_nothing_again(benc
     assert done.parity["adapter"].seconds == 1234.5
     assert done.parity["adapter"].limits["mean_kl"] == 0.25
     assert done.parity["merged"].limits["mean_kl"] == 1.0
-    sealed = done.artifact.read_json("parity.json")["forms"]["adapter"]
-    assert sealed["limits"]["greedy_agreement"] == 0.5
+    sealed = done.artifact.read_json("parity.json")["forms"]
+    assert sealed["adapter"]["limits"]["greedy_agreement"] == 0.5
+    assert sealed["merged"]["weights"].endswith("are the merged model's, rounded once")
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from tunesmith.cli.push import push as push_command
 from tunesmith.errors import ArtifactError, ConfigError, MissingError
 from tunesmith.export.card_usage import usage
-from tunesmith.export.push import push, uploads
+from tunesmith.export.push import push, told_places, uploads
 from tunesmith.models.load import BaseModel
 from tunesmith.store import Run, signatures
 
@@ -197,6 +199,23 @@ def test_a_whole_bundle_arrives_byte_for_byte_in_one_private_commit(hub, sealed)
     assert done.n_bytes == sum(map(len, there.values()))
 
 
+def test_the_folders_of_this_machine_that_a_manifest_names_are_told(tmp_path):
+    with Run.open(tmp_path / "data-1", "data", inputs={}) as at:
+        data = at.finish({})
+    with Run.open(tmp_path / "bundle", "export", inputs={}, parents=[data.as_parent()]) as at:
+        at.write_text("model-f16.gguf", "g")
+        at.write_text("merged/config.json", "{}")
+        bundle = at.finish({"forms": {"gguf-f16": "model-f16.gguf", "merged": "merged"}})
+    where = str(tmp_path / "data-1")
+    assert where.encode() in (bundle.dir / "manifest.json").read_bytes()
+    assert told_places(bundle, uploads(bundle, "me/tiny")) == [where]
+    some = uploads(bundle, "me/tiny", ["merged"])
+    assert told_places(bundle, some) == []
+    assert not any(where in file.source.read_text() for file in some)
+    told = CliRunner().invoke(push_command, [str(bundle.dir), "me/tiny", "--dry-run"]).output
+    assert f"its manifest names folders of this machine: {where}" in " ".join(told.split())
+
+
 def test_what_was_pushed_whole_still_verifies_with_the_public_key(hub, sealed, tmp_path):
     public = signatures.new_key(tmp_path / "key.pem")
     signatures.sign(sealed.dir, tmp_path / "key.pem")
@@ -287,6 +306,7 @@ def test_the_lines_of_a_form_at_the_root_are_true_there(tmp_path):
     assert "snapshot_download" not in card_of("merged")
     assert "library_name: transformers\n" in card_of("merged")
     assert "library_name: peft\n" in card_of("adapter")
+    assert "library_name" not in card_of("onnx")
 
 
 @pytest.mark.parametrize("public", [False, True])

@@ -21,6 +21,7 @@ from tunesmith.models.load import (
     load_tokenizer,
     quiet_transformers,
     resolve_base,
+    tokenizer_on_disk,
 )
 
 
@@ -46,6 +47,32 @@ def test_a_copied_folder_is_the_same_model_and_a_changed_one_is_not(base, tmp_pa
     assert resolve_base(ModelConfig(base=str(copy))).sha256 == base.sha256
     (copy / "chat_template.jinja").write_text("other")
     assert resolve_base(ModelConfig(base=str(copy))).sha256 != base.sha256
+
+
+def test_the_tokenizer_of_a_folder_is_had_without_reading_its_weights(base, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(base.dir, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    # What cannot be opened as a file cannot have been hashed either.
+    (copy / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        resolve_base(ModelConfig(base=str(copy)))
+    tokenizer, name = tokenizer_on_disk(ModelConfig(base=str(copy)))
+    assert name == "copy"
+    assert tokenizer("a b").input_ids == load_tokenizer(base)("a b").input_ids
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_a_gguf_file_is_that_of_the_model_made_of_it(base, monkeypatch, tmp_path):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    tokenizer, name = tokenizer_on_disk(ModelConfig(base="embedded"))
+    assert list(tmp_path.rglob("*")) == []
+    made = load_tokenizer(base)
+    turns = [{"role": "user", "content": "Why is 7\u00a0prime?\n<|im_end|>"}]
+    assert name == base.name
+    assert tokenizer.get_vocab() == made.get_vocab()
+    assert tokenizer.chat_template == made.chat_template
+    for one in (turns[0]["content"], "def f(x):\n\treturn x  # \u00e9"):
+        assert tokenizer(one).input_ids == made(one).input_ids
 
 
 @pytest.mark.slow

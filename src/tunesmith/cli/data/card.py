@@ -40,6 +40,7 @@ def card(place: str, sets: tuple[str, ...], out: Path | None, as_json: bool) -> 
 
     artifact = Artifact.open(resolve(place, sets)[1], "data")
     text = artifact.path(CARD).read_text(encoding="utf-8")
+    out = None if str(out) == "-" else out
     if out is not None:
         write_atomically(out, text)
         note(f"wrote {where(out.resolve())}")

@@ -76,6 +76,7 @@ def check(places: tuple[str, ...], **asked: Any) -> None:
     """
     from tunesmith.data.check.files import check_files
 
+    refuse_stdout(out=asked["out"])
     refuse_overwriting(places, str(asked["out"]) if asked["out"] else None)
     wanted, options = _asked(places, asked)
     kept: list[Finding] = []

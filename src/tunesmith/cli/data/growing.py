@@ -47,7 +47,9 @@ def refuse_stdout(**targets: str | Path | None) -> None:
     for name, target in targets.items():
         if str(target) == "-":
             option = name.replace("_", "-")
-            raise click.UsageError(f"--{option} - is no place: only rows go to stdout, name a file")
+            raise click.UsageError(
+                f"--{option} - is no place: stdout takes none but rows, so name a file"
+            )
 
 
 def refuse_overwriting(files: Sequence[str], out: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import database_option, databases_of
+from tunesmith.cli.data.growing import database_option, databases_of, refuse_stdout
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.lazy import LazyGroup
 from tunesmith.cli.options import json_option
@@ -264,6 +264,7 @@ def _run(
     from tunesmith.errors import InterruptedRun
     from tunesmith.telemetry import progress
 
+    refuse_stdout(out=asked["out"])
     places = Places.beside(Path(asked["out"]))
     budget = Budget(asked["max_requests"], asked["max_tokens"], asked["max_seconds"])
     engine = _engine(asked)

@@ -7,7 +7,7 @@ import re
 
 __all__ = ["on_lines", "on_one_line"]
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

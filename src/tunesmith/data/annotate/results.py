@@ -82,7 +82,7 @@ def read_results(path: Path, rows: Sequence[Row], form: Form) -> list[Annotated]
             apart.add(row_id(row))
         try:
             said += _said_in(task, row, form, len(said))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             problems.append(
                 f"{where}: not as Label Studio writes it: {type(error).__name__} {error}"
             )

@@ -39,10 +39,14 @@ def meter_of(model: ModelConfig) -> TokenMeter:
     """
     try:
         from tunesmith.models.chat import ChatRenderer
-        from tunesmith.models.load import load_tokenizer, resolve_base
+        from tunesmith.models.load import load_tokenizer, resolve_base, tokenizer_on_disk
 
-        base = resolve_base(model)
-        return TokenMeter(ChatRenderer(load_tokenizer(base)), base.name)
+        found = tokenizer_on_disk(model)
+        if found is None:
+            base = resolve_base(model)
+            found = load_tokenizer(base), base.name
+        tokenizer, name = found
+        return TokenMeter(ChatRenderer(tokenizer), name)
     except ModuleNotFoundError as error:
         raise EnvironmentProblem(
             f"checks in tokens need the package {error.name!r}, which is not installed",

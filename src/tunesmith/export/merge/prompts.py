@@ -13,10 +13,11 @@ from tunesmith.errors import ModelError, listed
 from tunesmith.export.check.apart import refuse_endless_template
 from tunesmith.export.merge.members import Member
 from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.files import Findings, read_json_object, refuse
 from tunesmith.models.load import load_tokenizer
 from tunesmith.store import sha256_of_file, sha256_of_json
 
-__all__ = ["Prompts", "prompts_of", "refuse_other_tokens"]
+__all__ = ["Prompts", "generation_of", "prompts_of", "refuse_other_tokens"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def prompts_of(members: Sequence[Member], reference: Path) -> Prompts:
     A reference without a template (a base that was never taught to chat) takes that of the models.
 
     Raises:
-        ModelError: they differ; the message shows where.
+        ModelError: they differ; the message shows where. Or the reference's stop tokens cannot be read.
     """
+    generation_of(reference)
     folders = dict.fromkeys((reference, *(m.dir for m in members if m.adapter is None)))
     loaded: dict[str, Any] = {}
     tokenizers: dict[Path, Any] = {}
@@ -79,6 +81,23 @@ def prompts_of(members: Sequence[Member], reference: Path) -> Prompts:
         else (f"the chat template is that of {folder}; not all parents have one",)
     )
     return Prompts(renderer.tokenizer, renderer, notes)
+
+
+def generation_of(folder: Path) -> dict[str, Any]:
+    """What a model's generation_config.json says; empty when it has none.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = folder / "generation_config.json"
+    found = Findings(str(path), "")
+    settings = read_json_object(path, found) if path.is_file() else None
+    refuse(
+        found.found,
+        f"{path} cannot be read",
+        "restore it, or delete it: its stop tokens are made anew",
+    )
+    return settings or {}
 
 
 _FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*")

@@ -13,6 +13,7 @@ from tunesmith.export.merge.lora import is_finite
 from tunesmith.export.merge.members import Member
 from tunesmith.export.merge.methods import merge_tensor
 from tunesmith.export.merge.plan import MergePlan, torch_dtype
+from tunesmith.export.merge.prompts import generation_of
 from tunesmith.export.merge.tensors import FLOATS, INDEX, WHOLE, Stored, Weights, write_shard
 from tunesmith.export.weights import most_common_format
 from tunesmith.models.load import quiet_transformers
@@ -88,11 +89,7 @@ def _write_config(plan: MergePlan, folder: Path) -> None:
     if plan.untied:
         config["tie_word_embeddings"] = False
     _write_json(folder / "config.json", config)
-    generation: dict[str, Any] = {}
-    if (plan.reference / "generation_config.json").is_file():
-        generation = json.loads(
-            (plan.reference / "generation_config.json").read_text(encoding="utf-8")
-        )
+    generation = generation_of(plan.reference)
     if plan.prompts.renderer is not None:
         stops = list(plan.prompts.renderer.stop_ids)
         generation["eos_token_id"] = stops if len(stops) > 1 else stops[0]
