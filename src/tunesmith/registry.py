@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
@@ -17,6 +18,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as " (did you mean 'rank'?)", or "" when nothing is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@functools.cache
+def _added(group: str) -> Mapping[str, str]:
+    """What installed packages add. Looking it up reads a file of every installed package."""
+    return {point.name: point.value for point in entry_points(group=group)}
 
 
 class Table(Mapping[str, str]):
@@ -34,8 +41,7 @@ class Table(Mapping[str, str]):
         self._extra = extra
 
     def _rows(self) -> dict[str, str]:
-        added = {e.name: e.value for e in entry_points(group=f"tunesmith.{self.kind}")}
-        return {**added, **self._own}
+        return {**_added(f"tunesmith.{self.kind}"), **self._own}
 
     def __getitem__(self, name: str) -> str:
         return self._rows()[name]

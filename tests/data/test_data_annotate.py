@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ET
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunesmith.data.annotate import (
@@ -333,11 +333,13 @@ def test_what_is_no_export_is_refused(rows, tmp_path, text):
 
 
 RESULTS = st.recursive(
-    st.none() | st.integers() | st.sampled_from(["choices", "label", "x"]),
+    st.none() | st.integers() | st.sampled_from(["choices", "label", "rating", "\ud800", 1e999]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["result", "value", "type", "from_name", "choices", "completed_by"]),
+            st.sampled_from(
+                ["result", "value", "type", "from_name", "choices", "completed_by", "rating"]
+            ),
             inner,
             max_size=4,
         )
@@ -347,6 +349,7 @@ RESULTS = st.recursive(
 
 
 @given(RESULTS)
+@example([{"result": [{"type": "rating", "from_name": "quality", "value": {"rating": 1e999}}]}])
 def test_odd_annotations_are_ours_to_refuse(tmp_path_factory, annotations):
     from tunesmith.data.rows import Row
 

@@ -98,6 +98,13 @@ def test_a_database_comes_by_a_pipe_too():
         ("review rows.jsonl --out -", "name a file by --out"),
         ("convert rows.jsonl --to chat --rest -", "--rest - is no place"),
         ("clean rows.jsonl --out - --sides -", "--sides - is no place"),
+        ("annotate export rows.jsonl --out - --config c.xml", "--out - is no place"),
+        ("annotate export rows.jsonl --out t.json --config -", "--config - is no place"),
+        ("annotate import rows.jsonl --results t.sql --out -", "--out - needs --side FILE"),
+        ("check rows.jsonl --no-model --out -", "--out - is no place"),
+        ("stats rows.jsonl --html -", "--html - is no place"),
+        ("sample support --out -", "--out - is no place"),
+        ("synthesize questions faq.md --local embedded --out -", "--out - is no place"),
         ("augment rows.jsonl --rule noise --side -", "--side - is no place"),
         ("make sql t.sql --out a.jsonl --keep-database -", "--keep-database - is no place"),
         ("make support faq.md --out a.jsonl --dropped -", "--dropped - is no place"),
@@ -111,3 +118,12 @@ def test_where_a_pipe_makes_no_sense_one_sentence_says_what_to_do(folder, comman
     assert done.exit_code == 2
     assert said in " ".join(done.output.replace("│", " ").split())
     assert sorted(folder.iterdir()) == before
+
+
+def test_annotated_rows_go_to_stdout_and_the_others_to_the_side_file(folder):
+    (folder / "rows.jsonl").write_text(LINES)
+    done = run("annotate", "export", "rows.jsonl", "--out", "t.json", "--config", "c.xml")
+    assert done.exit_code == 0, done.output
+    words = ["import", "rows.jsonl", "--results", "t.json", "--side", "side.jsonl", "--out"]
+    assert run("annotate", *words, "out.jsonl").exit_code == 0
+    assert run("annotate", *words, "-").stdout == (folder / "out.jsonl").read_text() != ""

@@ -107,9 +107,20 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(tmp_path, mon
         expand("hf://datasets/me/set")
 
 
+def test_a_file_of_a_folder_that_is_named_as_rows_are_is_never_passed_over(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
+    (tmp_path / "b.jsonl").write_text('{"prompt": "q", "completion": "d"}\n', encoding="utf-16")
+    (tmp_path / "c.jsonl.gz").write_bytes(b"\x1f\x8bdamaged")
+    (tmp_path / "d.csv").symlink_to(tmp_path / "none")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    found = survey(tmp_path)
+    assert [path.name for path in found.files] == ["a.jsonl", "b.jsonl", "c.jsonl.gz", "d.csv"]
+    assert [path.name for path in found.skipped] == ["photo.png"]
+
+
 def test_an_empty_folder_and_a_pattern_without_files_are_refused(tmp_path):
-    (tmp_path / "photo.jsonl").write_bytes(b"\x89PNG")
-    with pytest.raises(MissingError, match=r"photo.jsonl: an image"):
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    with pytest.raises(MissingError, match=r"photo.png: an image"):
         expand(tmp_path)
     with pytest.raises(MissingError, match="no file matches"):
         expand(str(tmp_path / "*.csv"))

@@ -266,6 +266,7 @@ def test_other_shapes_settings_and_rows_are_refused(merging, tmp_path):
     longer = model_with(source, tmp_path / "longer", more_rows)
     text = refused(tmp_path / "out", [source, longer], ModelError)
     assert "model.embed_tokens.weight is (2050, 64), not (2048, 64)" in text
+    assert f"{longer} does not fit {source}: " in text  # as they were named: "model" tells nothing
 
     rope = copied(source, tmp_path / "rope")
     config = json.loads((rope / "config.json").read_text())

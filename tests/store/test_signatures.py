@@ -183,6 +183,30 @@ def test_what_is_no_key_is_named(sealed, tmp_path, keys):
     assert not signatures.is_signed(sealed)
 
 
+@pytest.mark.parametrize("kind", ["rsa", "ed25519"])
+def test_a_key_of_another_kind_is_named(sealed, tmp_path, kind, keys):
+    from cryptography.hazmat.primitives import serialization as told
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    made = (
+        rsa.generate_private_key(65537, 2048)
+        if kind == "rsa"
+        else ed25519.Ed25519PrivateKey.generate()
+    )
+    pem, form = told.Encoding.PEM, told.PrivateFormat.PKCS8
+    secret, open_to_all = tmp_path / "other.pem", tmp_path / "other.pub"
+    secret.write_bytes(made.private_bytes(pem, form, told.NoEncryption()))
+    shown = made.public_key().public_bytes(pem, told.PublicFormat.SubjectPublicKeyInfo)
+    open_to_all.write_bytes(shown)
+    with pytest.raises(ConfigError, match="signing key") as found:
+        signatures.sign(sealed, secret)
+    assert "no elliptic key" in found.value.why
+    signatures.sign(sealed, keys / "mine.pem")
+    with pytest.raises(ConfigError, match="public key") as found:
+        signatures.verify(sealed, open_to_all)
+    assert "no elliptic key" in found.value.why
+
+
 @pytest.mark.slow
 def test_the_projects_own_command_line_verifies_our_signature(sealed, keys):
     signatures.sign(sealed, keys / "mine.pem")

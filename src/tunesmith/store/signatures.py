@@ -128,12 +128,18 @@ def check_key(private: Path) -> Any:
         from model_signing import signing
     try:
         return signing.Config().use_elliptic_key_signer(private_key=private)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, AttributeError) as error:
         raise ConfigError(
             f"{private} cannot be used as a signing key",
-            why=reason_of(error),
+            why=_unfit(error),
             fix="make one: tunesmith sign --new-key FILE",
         ) from error
+
+
+def _unfit(error: Exception) -> str:
+    """Why the library does not take a key; of one that is not elliptic it asks for a curve."""
+    is_other = isinstance(error, AttributeError)
+    return "it is no elliptic key (RSA, Ed25519, ...)" if is_other else reason_of(error)
 
 
 def sign(folder: Path, private: Path) -> Path:
@@ -245,10 +251,10 @@ def _checker(public: Path) -> Any:
     try:
         with _quiet():
             return verifying.Config().use_elliptic_key_verifier(public_key=public)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, AttributeError) as error:
         raise ConfigError(
             f"{public} cannot be used as a public key",
-            why=reason_of(error),
+            why=_unfit(error),
             fix="name the .pub file that `tunesmith sign --new-key FILE` makes beside FILE",
         ) from error
 

@@ -95,7 +95,9 @@ def export(
 @click.command("import")
 @click.argument("file")
 @click.option("--results", required=True, metavar="FILE", help="Label Studio's export, type JSON.")
-@click.option("--out", required=True, metavar="FILE", help="The rows after annotation; - for stdout.")
+@click.option(
+    "--out", required=True, metavar="FILE", help="The rows after annotation; - for stdout."
+)
 @click.option("--side", metavar="FILE", help="Dropped and changed rows; OUT-side.jsonl.")
 @_FORM
 @click.option(
@@ -170,7 +172,10 @@ def _tell(made: Imported, out: Path | str, side: Path) -> None:
         ("Cohen's kappa", _figure(found.kappa, "{:.3f}")),
         ("Krippendorff's alpha", _figure(found.alpha, "{:.3f}")),
     ]
-    table(("agreement", ""), figures, right=(1,))
+    if isinstance(out, Path):
+        table(("agreement", ""), figures, right=(1,))
+    else:
+        note("; ".join(f"{name}: {figure}" for name, figure in figures))
     if found.why:
         note(found.why)
     for conflict in made.conflicts[:20]:

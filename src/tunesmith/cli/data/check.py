@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.growing import refuse_overwriting, refuse_stdout
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import Asked, json_option
 from tunesmith.cli.screen import note, print_json, print_rich, table, where

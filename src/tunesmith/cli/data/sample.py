@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tunesmith.cli.data.growing import refuse_stdout
 from tunesmith.cli.options import json_option
 from tunesmith.cli.screen import note, print_json, size, table, where
 
@@ -37,6 +38,7 @@ def sample(name: str | None, out: Path | None, as_json: bool) -> None:
         rows = [(s["name"], s["kind"], s["rows"], size(s["bytes"]), s["about"]) for s in listed]
         table(("name", "kind", "rows", "size", "what it is"), rows, right=(2, 3))
         return
+    refuse_stdout(out=out)
     found = load_sample(name)
     if out is None:
         if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunesmith.cli.data.growing import refuse_overwriting
+from tunesmith.cli.data.growing import refuse_overwriting, refuse_stdout
 from tunesmith.cli.data.places import resolve, sets_option
 from tunesmith.cli.data.reading import Reading, reading_options
 from tunesmith.cli.options import json_option
@@ -74,6 +74,7 @@ def stats(
     from tunesmith.store import write_atomically
 
     reading.refuse_sealed(place)
+    refuse_stdout(html=html)
     refuse_overwriting([place], None if html is None else str(html))
     recipe, found = resolve(place, sets, reading)
     opened = open_place(found, options_of(recipe.data), recipe.data.form)

@@ -78,6 +78,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_options(*args: Any, **named: Any) -> Any:
+        refuse_stdout(out=named["out"])
         return command(*args, **named)
 
     for option in reversed(_OPTIONS):
@@ -264,7 +265,6 @@ def _run(
     from tunesmith.errors import InterruptedRun
     from tunesmith.telemetry import progress
 
-    refuse_stdout(out=asked["out"])
     places = Places.beside(Path(asked["out"]))
     budget = Budget(asked["max_requests"], asked["max_tokens"], asked["max_seconds"])
     engine = _engine(asked)

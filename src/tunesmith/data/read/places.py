@@ -50,7 +50,8 @@ def survey(places: Iterable[Path | str] | Path | str, *, split: str = "") -> Pla
 
     A place is a file (there or not: opening it says so), `-`, a folder, a pattern such as
     `data/*.jsonl`, or `hf://datasets/OWNER/NAME[@REVISION][/PATTERN]`. Of a folder all files are
-    taken that can be read, sorted by name; hidden ones are passed over.
+    taken that are named as rows are, or whose content is told to be rows, sorted by name; hidden
+    ones are passed over.
 
     Args:
         split: "train", "validation" or "test": of folders whose files are named or listed by
@@ -103,7 +104,9 @@ def _survey_folder(folder: Path, split: str, found: Places) -> None:
         found.files += [folder / name for name in names]
         return
     files = [folder / name for name in names]
-    skipped = {path: what for path in files if (what := _unfit(path))}
+    # A file that is named as rows are is taken, whatever is in it: opening it says what is wrong.
+    others = [path for path in files if not promised(path.name) or is_about(path.name)]
+    skipped = {path: what for path in others if (what := _unfit(path))}
     files = [path for path in files if path not in skipped]
     if any(promised(path.name) not in ("txt", "markdown") for path in files):
         # Beside tables of rows a README is about them; among pages it is one of them.
@@ -130,8 +133,8 @@ def _visible(folder: Path) -> Iterator[Path]:
         if path.is_dir():
             if not path.is_symlink():  # a link may lead back up
                 yield from _visible(path)
-        elif path.is_file():
-            yield path
+        elif path.is_file() or (path.is_symlink() and not path.exists()):
+            yield path  # a link to nothing is a lost file, not none
 
 
 def _unfit(path: Path) -> str:

@@ -136,7 +136,8 @@ def plan_merge(asked: Asked) -> MergePlan:
     base, notes = _settled_base(asked, members, base)
     reference = base.dir if base is not None else members[0].dir
     opened: dict[Path, Weights] = {}
-    raise_all(list(_misfits(members, reference, opened)))
+    name = base.name if base is not None else members[0].given
+    raise_all(list(_misfits(members, reference, name, opened)))
     prompts = prompts_of(members, reference)
     return MergePlan(
         asked=asked,
@@ -246,9 +247,12 @@ def _same_name(member: Member, base: BaseModel) -> bool:
 
 
 def _misfits(
-    members: Sequence[Member], reference: Path, opened: dict[Path, Weights]
+    members: Sequence[Member], reference: Path, name: str, opened: dict[Path, Weights]
 ) -> Iterator[TunesmithError]:
     """What keeps the models apart: architecture, settings, names and shapes of tensors.
+
+    Args:
+        name: what the user calls the reference.
 
     Raises:
         ModelError: the reference itself cannot be read, or is quantised.
@@ -272,7 +276,7 @@ def _misfits(
         if lines:
             more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
             yield ModelError(
-                f"{member.given} does not fit {reference.name}: {'; '.join(lines[:3])}{more}",
+                f"{member.given} does not fit {name}: {'; '.join(lines[:3])}{more}",
                 why="weights are merged number by number, so all models must be built alike",
                 fix="merge models of one architecture and vocabulary; for an adapter, name its base "
                 "with --base",
