@@ -136,7 +136,7 @@ def seen_by(found: Figures | None) -> list[str]:
 
 def line(name: str, found: Figures | None) -> str:
     """One row of a table."""
-    told = "| | | |"
+    told = "| | |"
     if found is not None:
         told = (
             f"{100 * found['greedy_agreement']:.1f} % | {found['mean_kl']:.2g} | "

@@ -61,3 +61,11 @@ def test_names_that_steer_a_terminal_are_spelled_out(capsys, gguf):
     path = gguf.rename(gguf.with_name("m\x1b[31m.gguf"))
     _, out, _ = run(capsys, path)
     assert "\x1b[31m" not in out
+
+
+def test_a_base_that_is_nowhere_is_to_be_named_by_the_commands_own_option(capsys, gguf):
+    code, _, err = run(capsys, gguf, "--base", "nowhere")
+    assert code == 5
+    assert "no model at 'nowhere'" in err
+    assert "--base" in err
+    assert "model.base" not in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_settings_that_init_shows_as_comments_are_right(here):
     for line, key in shown:
         if key in keys:
             recipe_from({"data": yaml.safe_load(line)})
+
+
+@pytest.mark.parametrize(
+    ("command", "pair", "full"),
+    [
+        ("export", "forms=[merged]", "export.forms=[merged]"),
+        ("train", "method.rank=8", "train.method.rank=8"),
+        ("evaluate", "data.test_rows=5", "data.test_rows=5"),
+        ("forms", "name=x", "name=x"),
+        ("serve", "port=8377", "serve.port=8377"),
+    ],
+)
+def test_a_remedy_names_keys_in_full_so_that_it_can_be_given_as_it_stands(
+    here, capsys, command, pair, full
+):
+    examples(here)
+    assert call("init", "--data", "examples.jsonl") == 0
+    capsys.readouterr()
+    call(command, "recipe.yaml", "--set", pair, "--json")
+    fix = json.loads(capsys.readouterr().out)["fix"]
+    remedy = shlex.split(fix.removeprefix("tunesmith ").partition("   (")[0])
+    assert remedy[remedy.index("--set") + 1] == full
+    assert remedy[0] == "run"
+    assert call(*remedy, "--dry-run") == 0
 
 
 def test_init_never_overwrites(here, capsys):

@@ -15,7 +15,7 @@ def test_fit_sets_the_setting_that_it_is_short_for(section):
     fitted = asked.to_fit(True)
     assert fitted.load(section).train.fit
     assert fitted.load(section).train.epochs == 2
-    assert "--set train.fit=true" in fitted.spelled
+    assert "--set train.fit=true" in fitted.spelled(section)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,20 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["a.jsonl"]
 
 
+def test_another_json_schema_does_not_go_on_with_the_answers_that_were_judged_by_the_first(
+    lines, tmp_path, capsys
+):
+    path, schema = lines("a.jsonl", [ROW]), tmp_path / "schema.json"
+    words = ["data", "synthesize", "best", path, "--verify", "json", "--json-schema", schema]
+    words += ["--out", tmp_path / "o.jsonl", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m"]
+    codes = []
+    for text in ('{"type": "object"}', '{"type": "object"}', '{"type": "array"}'):
+        schema.write_text(text)
+        codes.append(call(*words, "--max-requests", 1))
+    assert codes == [0, 0, 7]
+    assert "o.journal.jsonl" in capsys.readouterr().err
+
+
 def test_the_last_decision_of_a_review_can_be_undone(lines, tmp_path, capsys, monkeypatch):
     path = lines("rows.jsonl", [ROW])
     for keys, counts in (("r", (0, 1)), ("ua", (1, 0)), ("xyz", (1, 0)), ("us", (0, 0))):

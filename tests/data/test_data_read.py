@@ -132,7 +132,7 @@ def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path
         (
             "a.jsonl",
             b'{"a": ' + b"9" * 5_000 + b"}\n",
-            "a.jsonl:1: not valid JSON: Exceeds the limit",
+            "a.jsonl:1: a number of more than 4,300 digits",
         ),
         ("a.json", b'[{"a": 1},\n {"a": ', "a.json:2: not valid JSON in the row that starts here"),
         ("a.json", b'[{"a": 1}\n', "the list does not end here as it should"),

@@ -87,6 +87,7 @@ def test_the_form_is_told_from_the_content_and_the_name_settles_the_rest(
         (b"PK\x03\x04rest", "a ZIP archive or an Excel file"),
         (b"SQLite format 3\0", "an SQLite database"),
         (b"%PDF-1.7", "a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a pointer of Git LFS"),
         (b"\x80\x04\x95\x00\x00", "a pickle, which could run code"),
         (b"\x89PNG\r\n", "an image"),
         (b"ARROW1\0\0", "an Arrow file: save it as Parquet"),
@@ -244,3 +245,12 @@ def test_a_table_gives_back_every_cell(tmp_path_factory, cells, delimiter, chunk
         found = [[f.value for f in row.fields.values()] for row in source.rows(problems)]
         assert found == cells
         assert problems.lines == ([] if cells else [f"{path}: no rows under the heading"])
+
+
+def test_a_file_named_parquet_that_is_a_text_is_refused_and_one_that_is_rows_is_read(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_text("a cut-off page")
+    values, _, problems = rows_of(path)
+    assert (values, [said.partition(",")[0] for said in problems]) == ([], ["not Parquet"])
+    path.write_text('{"a": 1}\n')
+    assert open_source(path).form == "jsonl"

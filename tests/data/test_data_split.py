@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.power import DIFFERING, detectable_points
+from tunesmith.data.power import DIFFERING, detectable_points, what_the_test_can_tell
 from tunesmith.data.rows import Row
 from tunesmith.data.split import (
     LEFT_OUT,
@@ -211,7 +211,29 @@ def test_the_detectable_gain_is_the_one_that_the_evaluation_states(n, share):
     from tunesmith.evaluate.comparison import detectable_gain
 
     differing = round(share * n)
-    assert detectable_points(n, differing / n) == detectable_gain(n, differing, 0.95)
+    stated = detectable_gain(n, differing, 0.95)
+    if stated is None or stated > 100 * differing / n:
+        assert detectable_points(n, share) is None
+    else:
+        assert detectable_points(n, differing / n) == pytest.approx(stated, abs=1e-3)
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0.001, 1.0))
+def test_a_gain_is_never_larger_than_the_share_that_changes(n, share):
+    found = detectable_points(n, share)
+    assert found is None or 0 < found <= 100 * share
+
+
+def test_a_share_too_small_for_any_gain_is_said():
+    from tunesmith.cli.data.split import _what_can_be_told
+
+    assert _what_can_be_told(what_the_test_can_tell(26)) == (
+        "26 test rows: a paired test finds, four times in five, a gain of 33.2 points where 40% of the answers "
+        "change, none where 10% or 20% do"
+    )
+    assert _what_can_be_told(what_the_test_can_tell(5)) == (
+        "5 test rows: too few to show a gain in a paired test, where up to 40% of the answers change"
+    )
 
 
 # From files to sealed splits
@@ -363,7 +385,8 @@ def test_the_report_says_which_gain_the_test_can_show(seal, lines):
     result = seal(files(train=lines("a.jsonl", examples(300))))
     told = result.report["test_can_tell"]
     assert told["test_rows"] == 30
-    assert told["detectable_points"]["20%"] == round(detectable_points(30, 0.2), 1)
+    assert told["detectable_points"]["40%"] == round(detectable_points(30, 0.4), 1)
+    assert told["detectable_points"]["10%"] is None
 
 
 @pytest.mark.parametrize("time", [10**400, float("1e308") * 10, "1e9", "12"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from tunesmith.evaluate.comparison import (
     Comparison,
@@ -16,6 +16,7 @@ from tunesmith.evaluate.comparison import (
     compare,
     detectable_gain,
     mcnemar_p_value,
+    score_gain,
     smallest_telling_n,
     wilson_interval,
 )
@@ -107,6 +108,46 @@ def test_the_interval_holds_the_gain_and_mirrors_when_models_are_swapped(won, lo
     swapped = bootstrap_gain(pairs(lost, won, same), confidence=level, resamples=2_000, seed=1)
     slack = 1.01 * 100 / (won + lost + same) + 0.2 * (high - low)
     assert swapped.interval_points == pytest.approx((-high, -low), abs=slack)
+
+
+@pytest.mark.parametrize("n", [1, 4, 24, 279])
+@pytest.mark.parametrize("alike", ["won", "lost", "none"])
+def test_rows_that_are_all_alike_have_the_interval_of_the_score_test(n, alike):
+    counts = {"won": pairs(n, 0), "lost": pairs(0, n), "none": pairs(0, 0, n // 3, n - n // 3)}[
+        alike
+    ]
+    found = compare([False] * n, [True] * n, confidence=0.95, resamples=100, seed=0).gain
+    if alike != "won":
+        found = score_gain(counts, confidence=0.95)
+    low, high = found.interval_points
+    assert -100 - 1e-9 <= low <= found.points <= high <= 100 + 1e-9
+    assert high - low > 0
+    ends = [end / 100 for end in (low, high) if end != found.points]
+    assert len(ends) == (2 if alike == "none" else 1)
+    for end in ends:
+        assert abs(score(counts, end)) == pytest.approx(stats.norm.ppf(0.975), rel=1e-4)
+
+
+def score(counts: Pairs, gain: float) -> float:
+    """Observed minus assumed gain by its deviation, where the shares are the likeliest ones of that gain."""
+    n, same = counts.n, counts.both_right + counts.both_wrong
+
+    def shares(lost):
+        return np.array([lost + gain, lost, 1 - 2 * lost - gain])
+
+    def unlikely(lost):
+        return -sum(
+            k * math.log(max(p, 1e-300))
+            for k, p in zip((counts.won, counts.lost, same), shares(lost), strict=True)
+            if k
+        )
+
+    bounds = (max(0.0, -gain), (1 - gain) / 2)
+    lost = optimize.minimize_scalar(
+        unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+    ).x
+    won, lost, _ = shares(lost)
+    return ((counts.won - counts.lost) / n - gain) / math.sqrt((won + lost - gain * gain) / n)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

@@ -9,6 +9,7 @@ import gguf
 import pytest
 
 from tunesmith.errors import ParityError
+from tunesmith.export import certify
 from tunesmith.export.gguf_tokenizer import RULES, is_named
 from tunesmith.export.metadata import FLOAT32
 from tunesmith.export.settings import check_settings
@@ -114,6 +115,8 @@ def test_a_form_sets_its_number_format_and_its_quantiser(tmp_path):
         ("merged", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("merged", {"pad_token_id": 3}, r"pad_token_id \(3 for nothing\)"),
         ("pruned", {}, r"num_hidden_layers \(8 for 6\)"),
+        ("awq", {"layer_types": None}, r"layer_types \(nothing for \['full"),
+        ("awq", {"layer_types": ["full_attention"] * 7}, r"layer_types \(4 of 8 entries\)"),
     ],
 )
 def test_every_other_key_of_a_folder_is_the_merged_models(tmp_path, form, change, told):
@@ -152,3 +155,15 @@ def test_a_rule_has_the_names_that_llama_cpp_gives_it_and_no_other(rule):
     alike = {"llama-bpe": "pixtral", "qwen2": "stablelm2", "gpt-2": "olmo", "smollm": "starcoder"}
     assert [name for name, other in alike.items() if is_named(other, rule)] == [rule]
     assert not is_named("falcon", rule)
+
+
+def test_a_bundles_tokenizer_is_loaded_once_and_again_when_a_file_of_it_changed(
+    short_tokenizer, tmp_path
+):
+    short_tokenizer.save_pretrained(tmp_path)
+    first = certify._tokenizer(tmp_path)
+    assert certify._tokenizer(tmp_path) is first
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|im_start|>"}))
+    changed = certify._tokenizer(tmp_path)
+    assert changed.eos_token == "<|im_start|>" != first.eos_token

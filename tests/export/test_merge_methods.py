@@ -114,6 +114,23 @@ def test_task_arithmetic_adds_to_the_base_and_lambda_scales_what_is_added(seed, 
     assert torch.allclose(half - base, (plain - base) / 2, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear"])
+@pytest.mark.parametrize("shares", [(0.125, 0.25), (3.0, 1.0), (2.0, -0.5)], ids=str)
+def test_normalised_differences_are_divided_by_the_sum_of_the_weights(method, shares):
+    base, models = tensors(7, 2)
+    found = merged(settings(method, 2, weights=shares, normalise=True), models, base)
+    added = sum(w * (model - base) for w, model in zip(shares, models, strict=True))
+    assert torch.allclose(found, base + added / sum(shares), atol=1e-5)
+
+
+def test_normalised_differences_whose_weights_sum_to_nothing_are_not_divided():
+    base, models = tensors(7, 2)
+    found = merged(
+        settings("task_arithmetic", 2, weights=(1.0, -1.0), normalise=True), models, base
+    )
+    assert torch.allclose(found, base + models[0] - models[1], atol=1e-5)
+
+
 @given(seed=seeds)
 def test_whole_dare_is_task_arithmetic_and_whole_dare_ties_is_unnormalised_ties(seed):
     base, models = tensors(seed, 3)

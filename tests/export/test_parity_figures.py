@@ -16,7 +16,7 @@ from tunesmith.config import LimitConfig
 from tunesmith.engine import NextTokenLogprobs
 from tunesmith.errors import ParityError
 from tunesmith.export.forms import KINDS, Limits, finite
-from tunesmith.export.parity import FormParity, Tally, refuse_below
+from tunesmith.export.parity import CLEAR_MARGIN_NATS, FormParity, Tally, refuse_below
 from tunesmith.export.reference import Given, Reference, own_logprobs
 
 LOGITS = arrays(np.float32, (3, 12), elements=st.floats(-20, 20, width=32))
@@ -58,6 +58,14 @@ def test_a_near_tie_counts_for_the_limit_but_not_as_clear():
     assert figures["clear_positions"] == 1
 
 
+@given(LOGITS)
+def test_a_position_is_clear_where_the_best_leads_the_second_whatever_the_order(logits):
+    tally = Tally()
+    tally.add_logits(logits, logits)
+    lead = [row[-1] - row[-2] for row in np.sort(logits, axis=1)]
+    assert tally.clear == [bool(one > CLEAR_MARGIN_NATS) for one in lead]
+
+
 @given(LOGITS, LOGITS, st.integers(1, 12))
 def test_the_top_k_divergence_never_exceeds_the_full_one(reference, form, count):
     full, coarse = Tally(), Tally()
@@ -65,6 +73,16 @@ def test_the_top_k_divergence_never_exceeds_the_full_one(reference, form, count)
     coarse.add_top(reference, top(form, count))
     for whole, bound in zip(full.divergences, coarse.divergences, strict=True):
         assert bound <= whole + 1e-5 * max(1.0, whole)
+
+
+def test_the_tokens_that_are_not_reported_count_as_one_by_hand():
+    reference = np.log(np.array([[0.5, 0.375, 0.125]], np.float32))
+    reported = np.log(np.array([[0.25]], np.float32))
+    tally = Tally()
+    tally.add_top(reference, NextTokenLogprobs(np.array([[0]]), reported))
+    assert tally.divergences == pytest.approx(
+        [0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)], rel=1e-4
+    )
 
 
 @given(LOGITS)

@@ -153,3 +153,36 @@ def test_the_reason_is_the_first_line_that_says_it(error, why):
     with pytest.raises(ModelError) as caught, refusing("what", "fix"):
         raise error
     assert (caught.value.what, caught.value.why, caught.value.fix) == ("what", why, "fix")
+
+
+@pytest.mark.parametrize(
+    ("odd", "refused"),
+    [
+        ({"num_hidden_layers": 10**12}, True),
+        ({"n_layer": 10**6}, True),
+        ({"text_config": {"num_hidden_layers": 10**6}}, True),
+        ({"intermediate_size": 1 << 40}, True),
+        ({"hidden_size": 0}, True),
+        ({"num_hidden_layers": 2}, False),
+        ({"attention_window_size": -1, "num_key_value_heads": None, "vocab_size": None}, False),
+    ],
+    ids=str,
+)
+def test_a_config_that_would_be_built_without_end_is_refused_and_an_odd_one_is_not(
+    tmp_path, odd, refused
+):
+    import torch
+    from safetensors.torch import save_file
+
+    from tunesmith.config import ModelConfig
+    from tunesmith.models.load import resolve_base
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | odd))
+    weights = {f"layers.{number}.weight": torch.zeros(1) for number in range(2)}
+    save_file(weights, tmp_path / "model.safetensors")
+    if refused:
+        with pytest.raises(ModelError, match=r"no model can be built by .*config\.json") as caught:
+            resolve_base(ModelConfig(base=str(tmp_path)))
+        assert caught.value.fix
+    else:
+        assert resolve_base(ModelConfig(base=str(tmp_path))).dir == tmp_path

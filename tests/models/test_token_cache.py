@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,3 +122,30 @@ def test_code_counts_by_its_text(tmp_path):
     assert code_hash([str(second), None]) == before
     second.write_text("x = 2\n")
     assert code_hash([str(second), None]) != before
+
+
+NAMES = """
+import json, sys
+from tunesmith.models.chat import ChatRenderer
+from tunesmith.models.load import load_tokenizer
+from tunesmith.models.token_cache import renderer_parts
+from pathlib import Path
+print(json.dumps(renderer_parts(ChatRenderer(load_tokenizer(Path(sys.argv[1]))))))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_name_the_same_tokens_alike(embedded_base):
+    """Python orders sets in each process by a seed of its own."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", NAMES, str(embedded_base.dir)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(told) == 1
+    assert "control tokens" in told.pop()

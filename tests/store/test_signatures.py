@@ -183,6 +183,17 @@ def test_what_is_no_key_is_named(sealed, tmp_path, keys):
     assert not signatures.is_signed(sealed)
 
 
+@pytest.mark.parametrize("odd", ["link", "pipe"])
+def test_what_is_no_file_is_not_signed_and_named(sealed, keys, odd):
+    place = sealed / odd
+    place.symlink_to("/etc/hostname") if odd == "link" else os.mkfifo(place)
+    with pytest.raises(ArtifactError, match="cannot be signed") as found:
+        signatures.sign(sealed, keys / "mine.pem")
+    assert str(place) in found.value.why
+    assert "allow_symlinks" not in found.value.why
+    assert not signatures.is_signed(sealed)
+
+
 @pytest.mark.parametrize("kind", ["rsa", "ed25519"])
 def test_a_key_of_another_kind_is_named(sealed, tmp_path, kind, keys):
     from cryptography.hazmat.primitives import serialization as told

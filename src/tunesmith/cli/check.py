@@ -105,7 +105,11 @@ def _base(asked: str | None) -> Path | None:
     from tunesmith.errors import MissingError
     from tunesmith.models.load import base_on_disk
 
-    base = base_on_disk(ModelConfig(base=asked))
+    try:
+        base = base_on_disk(ModelConfig(base=asked))
+    except MissingError as error:
+        fix = "name a folder, a .gguf file, or `embedded` by --base"
+        raise MissingError(error.what, why=error.why, fix=fix) from error
     if base is None:
         raise MissingError(
             f"the base model {asked!r} is not on this disk as safetensors",

@@ -43,7 +43,7 @@ def forms(asked: Asked, chosen: tuple[str, ...], as_json: bool) -> None:
     from tunesmith import pipeline
 
     recipe = asked.load("export")
-    found = pipeline.measure_forms(recipe, chosen, spelled=asked.spelled)
+    found = pipeline.measure_forms(recipe, chosen, spelled=asked.spelled("export"))
     if as_json:
         print_json(
             {

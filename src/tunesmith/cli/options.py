@@ -42,11 +42,12 @@ class Asked:
         """With `--fit` as the setting that it is short for."""
         return Asked(self.files, (*self.sets, "train.fit=true")) if fit else self
 
-    @property
-    def spelled(self) -> str:
-        """As the user typed it, to be used in another command."""
-        words = [*self.files, *(word for pair in self.sets for word in ("--set", pair))]
-        return shlex.join(words)
+    def spelled(self, section: str = "") -> str:
+        """To be used in another command, which need not know `section`: its keys are written in full."""
+        from tunesmith.config import full_key
+
+        pairs = [full_key(pair, section) for pair in self.sets]
+        return shlex.join([*self.files, *(word for pair in pairs for word in ("--set", pair))])
 
 
 def complete_form(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:

@@ -70,7 +70,9 @@ def prove(asked: Asked, quick: bool, only: tuple[str, ...], fit: bool, as_json: 
         )
     asked = asked.to_fit(fit)
     recipe = asked.load("train")
-    found = pipeline.prove(recipe, quick=quick, only=only, spelled=asked.spelled, tell=tell)
+    found = pipeline.prove(
+        recipe, quick=quick, only=only, spelled=asked.spelled("train"), tell=tell
+    )
     if as_json:
         print_json(_as_dict(found))
     else:

@@ -56,7 +56,7 @@ def _resolve(asked: Asked) -> tuple[Recipe, Artifact]:
         sets = (f"name={json.dumps(bundle.dir.parent.name)}", *asked.sets)
         return Asked((), sets).load("serve"), bundle
     recipe = asked.load("serve")
-    return recipe, pipeline.find(recipe, "export", spelled=asked.spelled)
+    return recipe, pipeline.find(recipe, "export", spelled=asked.spelled("serve"))
 
 
 def _say_ready(ready: Ready) -> None:

@@ -30,7 +30,7 @@ def one_stage(
 
     recipe = asked.load(stage)
     done = pipeline.run_stage(
-        recipe, stage, resume=resume, spelled=asked.spelled, tell=tell, processes=processes
+        recipe, stage, resume=resume, spelled=asked.spelled(stage), tell=tell, processes=processes
     )
     if as_json:
         print_json(as_dict(done))

@@ -16,7 +16,7 @@ from tunesmith.config.data import (
 )
 from tunesmith.config.evaluate import EvaluateConfig, ExactMatchTask, SqlExecutionTask
 from tunesmith.config.export import DEFAULT_FORMS, FORMS, ExportConfig, Form, LimitConfig
-from tunesmith.config.load import Value, explain, load_recipe, recipe_from
+from tunesmith.config.load import Value, explain, full_key, load_recipe, recipe_from
 from tunesmith.config.model import ModelConfig
 from tunesmith.config.privacy import PiiConfig, SecretsConfig
 from tunesmith.config.recipe import Recipe, refuse_unread
@@ -66,6 +66,7 @@ __all__ = [
     "TrainConfig",
     "Value",
     "explain",
+    "full_key",
     "load_recipe",
     "recipe_from",
     "refuse_unread",

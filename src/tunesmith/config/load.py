@@ -19,7 +19,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import ConfigError, MissingError, listed
 from tunesmith.registry import nearest
 
-__all__ = ["Value", "explain", "load_recipe", "recipe_from"]
+__all__ = ["Value", "explain", "full_key", "load_recipe", "recipe_from"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -141,6 +141,12 @@ def _lines(node: CommentedMap, prefix: str) -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{dotted}.")
 
 
+def full_key(key: str, section: str) -> str:
+    """A key of `--set`, or a whole "key=value", with the section that may be left out before it."""
+    first = key.partition("=")[0].partition(".")[0].strip()
+    return key if not section or first in Recipe.model_fields else f"{section}.{key.lstrip()}"
+
+
 def _merge_set(layers: _Layers, assignment: str, section: str) -> None:
     key, equals, text = assignment.partition("=")
     key = key.strip()
@@ -152,11 +158,8 @@ def _merge_set(layers: _Layers, assignment: str, section: str) -> None:
     except YAMLError as error:
         layers.problems.append(f"--set {assignment!r}: the value is not valid YAML: {error}")
         return
-    parts = key.split(".")
-    if section and parts[0] not in Recipe.model_fields:
-        parts = [section, *parts]
     nested: Any = value
-    for part in reversed(parts):
+    for part in reversed(full_key(key, section).split(".")):
         nested = {part: nested}
     _merge(layers, nested, "", lambda _key: f"--set {key}", Path.cwd())
 

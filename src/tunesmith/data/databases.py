@@ -15,7 +15,14 @@ from tunesmith.errors import DataError
 from tunesmith.store import Run, sha256_of_file
 from tunesmith.store.sqlite import QueryFailed, QueryRows, QueryRunner
 
-__all__ = ["changed", "check_databases", "check_row", "copy_databases", "make_databases"]
+__all__ = [
+    "changed",
+    "check_databases",
+    "check_row",
+    "copy_databases",
+    "is_of_virtual_table",
+    "make_databases",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MAGIC = b"SQLite format 3\0"
@@ -48,16 +55,23 @@ def _why_unfit(path: Path) -> str:
         listed = "select count(*) from sqlite_master where type in ('table', 'view')"
         counted = runner.run(path, listed, max_rows=1)
     for found in (checked, counted):
-        if isinstance(found, QueryFailed):
+        if isinstance(found, QueryFailed) and not is_of_virtual_table(found.error):
             takes_long = found.kind == "time"
             return (
                 f"its check was stopped: {found.error}" if takes_long else f"damaged: {found.error}"
             )
-    assert isinstance(checked, QueryRows)
     assert isinstance(counted, QueryRows)
-    if checked.rows != (("ok",),):
+    if isinstance(checked, QueryRows) and checked.rows != (("ok",),):
         return f"damaged: {checked.rows[0][0]!s}"
     return "" if counted.rows[0][0] else "it has no tables"
+
+
+def is_of_virtual_table(error: str) -> bool:
+    """Whether SQLite's check of a file stopped at a table that another module keeps, such as FTS5's.
+
+    Such a table cannot be opened where nothing may be made; the others can be read.
+    """
+    return error.startswith(("vtable constructor failed: ", "no such module: "))
 
 
 def check_row(row: Row, names: Sequence[str], problems: Problems) -> None:

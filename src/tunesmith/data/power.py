@@ -19,24 +19,26 @@ def detectable_points(n: int, differing: float) -> float | None:
     """Smallest true gain, in percentage points, that McNemar's test finds four times in five at 95 % confidence.
 
     Connor 1987 (Biometrics 43:207): with a share psi of differing rows and a true gain d, the test needs
-    n = (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 rows. A gain makes at least that share of rows differ, so
-    psi is `differing` or d, whichever is larger. The evaluation states the same figure from what it observed.
+    n = (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 rows. The gain is `differing` at most: then all that differ
+    are won. The evaluation states the same figure from what it observed.
 
     Args:
         n: rows of the test.
-        differing: assumed share of rows that the two models judge differently, 0 to 1.
+        differing: assumed share of rows that the two models judge differently, above 0, up to 1.
 
-    Returns None when not even a gain of 100 points would be found.
+    Returns None when no gain would be found: not even where all rows that differ are won.
     """
     if n < _smallest_telling_n():
         return None
     z_test, z_power = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2), NormalDist().inv_cdf(POWER)
 
     def rows_needed(gain: float) -> float:
-        psi = max(differing, gain)
-        return ((z_test * math.sqrt(psi) + z_power * math.sqrt(psi - gain * gain)) / gain) ** 2
+        spread = z_test * math.sqrt(differing) + z_power * math.sqrt(differing - gain * gain)
+        return (spread / gain) ** 2
 
-    low, high = 0.0, 1.0
+    low, high = 0.0, differing
+    if rows_needed(high) > n:
+        return None
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (low, middle) if rows_needed(middle) <= n else (middle, high)

@@ -21,6 +21,7 @@ __all__ = [
     "compare",
     "detectable_gain",
     "mcnemar_p_value",
+    "score_gain",
     "smallest_telling_n",
     "wilson_interval",
 ]
@@ -77,7 +78,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Gain:
-    """Tuned minus base accuracy, in percentage points, with its paired bootstrap interval."""
+    """Tuned minus base accuracy, in percentage points, with its interval.
+
+    Attributes:
+        resamples: of the paired bootstrap; 0 where the interval is that of a score test.
+        seed: of the resamples.
+    """
 
     points: float
     interval_points: tuple[float, float]
@@ -88,6 +94,8 @@ class Gain:
     @property
     def method(self) -> str:
         """How the interval was made, for facts and reports."""
+        if not self.resamples:
+            return "score interval of paired shares (Tango 1998), as all rows came out alike"
         return f"paired bootstrap, {self.resamples} resamples, seed {self.seed}"
 
 
@@ -155,7 +163,10 @@ def compare(
     pairs = Pairs.of(base, tuned)
     if pairs.n == 0:
         raise ValueError("nothing to compare: no rows")
-    gain = bootstrap_gain(pairs, confidence=confidence, resamples=resamples, seed=seed)
+    if pairs.n in (pairs.won, pairs.lost, pairs.both_right + pairs.both_wrong):
+        gain = score_gain(pairs, confidence=confidence)
+    else:
+        gain = bootstrap_gain(pairs, confidence=confidence, resamples=resamples, seed=seed)
     p_value = mcnemar_p_value(pairs.won, pairs.lost)
     return Comparison(
         base=Score.of(pairs.lost + pairs.both_right, pairs.n, confidence),
@@ -225,6 +236,23 @@ def bootstrap_gain(pairs: Pairs, *, confidence: float, resamples: int, seed: int
         resamples=resamples,
         seed=seed,
     )
+
+
+def score_gain(pairs: Pairs, *, confidence: float) -> Gain:
+    """The gain and its score interval where all rows came out alike: all won, all lost, or none different.
+
+    Every resample of such rows is the same, and the bootstrap would be sure after a single row. The
+    score interval (Tango 1998, Statistics in Medicine 17:891) is all gains d that a test of the paired
+    rows does not reject; with n rows alike its ends are z^2 / (n + z^2) on both sides of 0, and
+    (n - z^2) / (n + z^2) where all were won.
+    """
+    n, z = pairs.n, NormalDist().inv_cdf(0.5 + confidence / 2)
+    reach = 100.0 * z * z / (n + z * z)
+    points = 100.0 * (pairs.won - pairs.lost) / n
+    low, high = (points - reach, points + reach) if points == 0 else (points - 2 * reach, points)
+    if points < 0:
+        low, high = points, points + 2 * reach
+    return Gain(points, (low, high), confidence, resamples=0, seed=0)
 
 
 def detectable_gain(

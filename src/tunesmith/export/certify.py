@@ -276,7 +276,7 @@ def _tokenizer(folder: Path) -> Any:
     return _loaded(folder, tuple((file.name, sha256_of_file(file)) for file in files))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _loaded(folder: Path, _content: tuple[tuple[str, str], ...]) -> Any:
     return load_tokenizer(folder)
 

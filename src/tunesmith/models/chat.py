@@ -389,10 +389,10 @@ def _refuse_calls(messages: Sequence[Message]) -> None:
 
 
 def _special_texts(tokenizer: Any) -> tuple[str, ...]:
-    """Texts of all control tokens, longest first."""
+    """Texts of all control tokens, longest first: in one order in every process, as they name cached tokens."""
     added = {str(token) for token in tokenizer.get_added_vocab()}
     texts = added | {str(token) for token in tokenizer.all_special_tokens}
-    return tuple(sorted((t for t in texts if t.strip()), key=len, reverse=True))
+    return tuple(sorted((t for t in texts if t.strip()), key=lambda t: (-len(t), t)))
 
 
 def _content_spans(text: str, messages: Sequence[Message]) -> Iterator[tuple[int, int, Role]]:

@@ -66,6 +66,8 @@ COMMANDS: Mapping[Stage, str] = {
 FORMATS: Mapping[Stage, int] = {"data": 2, "train": 3, "evaluate": 1, "export": 2}
 """Raised when a stage's code changes what it makes from equal inputs; old artifacts are then stale."""
 
+NOT_MADE = "not made yet"
+
 TIMING = "scratch/timing.json"
 """Seconds and memory of a stage: measured around it, so outside of what it seals."""
 
@@ -231,10 +233,12 @@ def _parents(project: Project, stage: Stage, spelled: str) -> dict[Stage, Artifa
 
 def _sealed(step: Step, spelled: str) -> Artifact:
     if step.artifact is None:
+        is_other = step.inputs is not None and step.action == "run" and step.why != NOT_MADE
         raise MissingError(
             f"the stage {step.stage!r} is not made for this recipe",
             why=step.why,
-            fix=f"tunesmith run {spelled} --until {step.stage}   (or only this stage: "
+            fix=("give the same --set and recipe as then; or make it: " if is_other else "")
+            + f"tunesmith run {spelled} --until {step.stage}   (or only this stage: "
             f"tunesmith {COMMANDS[step.stage]} {spelled})",
         )
     return step.artifact
@@ -318,7 +322,7 @@ class Project:
         if (place / "run.json").is_file():
             return "resume", "an unfinished run of the same inputs is there"
         earlier = _newest_sealed(self.folder, stage)
-        return "run", _what_changed(earlier, inputs, parents) if earlier else "not made yet"
+        return "run", _what_changed(earlier, inputs, parents) if earlier else NOT_MADE
 
 
 def check(recipe: Recipe, start: Stage | None, until: Stage) -> None:
@@ -472,7 +476,7 @@ def _newest_sealed(folder: Path, stage: Stage) -> Artifact | None:
 def _what_changed(old: Artifact, inputs: Mapping[str, Any], parents: Sequence[Parent]) -> str:
     changes = _changes((old.inputs, old.parents), inputs, parents)
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
-    return shown or "not made yet"
+    return shown or NOT_MADE
 
 
 def _changes(

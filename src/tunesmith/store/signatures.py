@@ -147,6 +147,7 @@ def sign(folder: Path, private: Path) -> Path:
 
     Raises:
         MissingError, ConfigError, EnvironmentProblem: as `check_key`.
+        ArtifactError: the folder holds a link or another thing that is no file.
         StorageError: the disk refuses.
     """
     signer = check_key(private)
@@ -156,7 +157,14 @@ def sign(folder: Path, private: Path) -> Path:
     with TemporaryDirectory() as elsewhere, storage_errors(target), _quiet():
         made = Path(elsewhere) / SIGNATURE
         config = hashing.Config().set_ignored_paths(paths=_NOT_SIGNED)
-        signer.set_hashing_config(config).sign(folder, made)
+        try:
+            signer.set_hashing_config(config).sign(folder, made)
+        except ValueError as error:  # a link, a pipe: what has no content of its own
+            raise ArtifactError(
+                f"{folder} cannot be signed",
+                why=reason_of(error).partition(" This behavior")[0],
+                fix="put the file that it should be in its place, or delete it",
+            ) from error
         content = made.read_bytes()
     write_atomically(target, content)
     return target

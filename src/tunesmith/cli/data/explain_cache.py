@@ -38,7 +38,7 @@ def explain_cache(asked: Asked, as_json: bool) -> None:
     from tunesmith.models.token_cache import TokenCache
 
     recipe = asked.load("data")
-    folder = pipeline.find(recipe, "data", spelled=asked.spelled).dir
+    folder = pipeline.find(recipe, "data", spelled=asked.spelled("data")).dir
     cache = TokenCache.of(recipe.train.token_cache_gib)
     renderer = ChatRenderer(load_tokenizer(resolve_base(recipe.model)))
     found = [

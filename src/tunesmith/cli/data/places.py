@@ -45,5 +45,5 @@ def resolve(
     asked = Asked((place,) if is_recipe else (), (*sets, *more))
     recipe = asked.load("data")
     if is_recipe:
-        return recipe, pipeline.find(recipe, "data", spelled=asked.spelled).dir
+        return recipe, pipeline.find(recipe, "data", spelled=asked.spelled("data")).dir
     return recipe, path

@@ -262,10 +262,14 @@ def _print_files(files: Sequence[Mapping[str, Any]]) -> None:
 def _what_can_be_told(figures: Mapping[str, Any]) -> str:
     """The smallest gain that the test set shows, in one sentence."""
     points, n_rows = figures["detectable_points"], counted(figures["test_rows"], "test row")
-    if None in points.values():
-        return f"{n_rows}: too few to show any gain in a paired test"
+    found = [(share, gain) for share, gain in points.items() if gain is not None]
+    if not found:
+        most = list(points)[-1]
+        return f"{n_rows}: too few to show a gain in a paired test, where up to {most} of the answers change"
     told = ", ".join(
         f"{gain:.1f}{' points where' if i == 0 else ' where'} {share} {'of the answers change' if i == 0 else 'do'}"
-        for i, (share, gain) in enumerate(points.items())
+        for i, (share, gain) in enumerate(found)
     )
+    none = " or ".join(share for share, gain in points.items() if gain is None)
+    told += f", none where {none} do" if none else ""
     return f"{n_rows}: a paired test finds, four times in five, a gain of {told}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,28 @@ from tunesmith.data.sketches import hash_word, numpy
 from tunesmith.data.wording import is_code
 
 if TYPE_CHECKING:
-    from numpy import uint32, uint64
+    from numpy import bool_, uint32, uint64
     from numpy.typing import NDArray
 
-__all__ = ["COMMON_ROWS", "Benchmark", "Found", "hashes_of", "passages_of", "texts_of"]
+__all__ = [
+    "COMMON_ROWS",
+    "Benchmark",
+    "Boilerplate",
+    "Found",
+    "hashes_of",
+    "own_passages",
+    "passages_of",
+    "texts_of",
+]
 
 COMMON_ROWS = 10
 """A passage that more training rows than this hold is boilerplate; as in Brown et al. 2020."""
 _SHORTEST = 8
 """A benchmark text of fewer words is no passage; it is found as a near question."""
+_SHORT = 5
+"""Words of the short passages by which boilerplate is told."""
+_COUNTERS = 26
+"""Bits of the number of counters of short passages: 64 MiB, some for each of the passages of a million rows."""
 _WORD = re.compile(r"\w+")
 _ODD = 0x9E3779B97F4A7C15
 
@@ -39,6 +52,53 @@ class Found:
     row_index: int
     benchmark_row: Row
     reason: str
+
+
+class Boilerplate:
+    """Words that many rows of one side share, told by passages of five: an instruction, a template, a schema.
+
+    A longer passage is no measure of them: twelve words of an instruction and one of the row are rare together.
+    """
+
+    def __init__(self) -> None:
+        np = numpy()
+        self._counts: NDArray[Any] = np.zeros(1 << _COUNTERS, dtype=np.uint8)
+
+    def see(self, texts: Sequence[NDArray[uint64]]) -> None:
+        """Count a row, given the hashes of its texts' words."""
+        np = numpy()
+        places = [_places(text) for text in texts if len(text) >= _SHORT]
+        if places:
+            at = np.unique(np.concatenate(places))
+            self._counts[at] += self._counts[at] <= COMMON_ROWS
+
+    def holds(self, text: NDArray[uint64]) -> NDArray[bool_]:
+        """Which words of a text are boilerplate; call it when all rows are seen."""
+        np = numpy()
+        held: NDArray[bool_] = np.zeros(len(text), dtype=np.bool_)
+        if len(text) >= _SHORT:
+            (starts,) = np.nonzero(self._counts[_places(text)] > COMMON_ROWS)
+            for step in range(_SHORT):
+                held[starts + step] = True
+        return held
+
+
+def _places(text: NDArray[uint64]) -> NDArray[uint64]:
+    """The counter of each short passage of a text: the leading bits of its hash."""
+    return passages_of(text, _SHORT) >> numpy().uint64(64 - _COUNTERS)
+
+
+def own_passages(
+    text: NDArray[uint64], size: int, boilerplates: Iterable[Boilerplate]
+) -> NDArray[uint64]:
+    """A hash of each `size` words in a row, half of which or more are no boilerplate."""
+    np = numpy()
+    is_own = np.ones(len(text), dtype=np.bool_)
+    for boilerplate in boilerplates:
+        is_own &= ~boilerplate.holds(text)
+    n_own = np.concatenate([[0], np.cumsum(is_own)])
+    made: NDArray[uint64] = passages_of(text, size)[2 * (n_own[size:] - n_own[:-size]) >= size]
+    return made
 
 
 class Benchmark:
@@ -59,12 +119,14 @@ class Benchmark:
         self._threshold = threshold
         self._said = [said(row) for row in self.rows]
         self._sketches = sketch(self._said)
+        self._boilerplate = Boilerplate()
         passages: dict[int, dict[int, int]] = {}
         counts: Counter[int] = Counter()
-        for index in range(len(self.rows)):
+        for index, row in enumerate(self._said):
             own: set[int] = set()
-            for text in texts_of(self._said[index]):
-                hashes = hashes_of(text)
+            texts = [hashes_of(text) for text in texts_of(row)]
+            self._boilerplate.see(texts)
+            for hashes in texts:
                 size = min(n_words, len(hashes))
                 if size >= _SHORTEST:
                     for value in passages_of(hashes, size).tolist():
@@ -106,26 +168,38 @@ class Benchmark:
 
     def _by_passage(self, n_rows: int, row_of: Callable[[int], Row]) -> dict[int, tuple[int, int]]:
         """Row -> (benchmark row, words) of its first passage that is no boilerplate."""
+        if not self._known:
+            return {}
         hits: list[tuple[int, int, int]] = []
         counts: Counter[int] = Counter()
+        boilerplate = Boilerplate()
         for index in range(n_rows):
-            row = said(row_of(index))
-            own: dict[int, int] = {}
-            for text in texts_of(row):
-                own |= dict(self._hits(text))
-            counts.update(own.keys())
-            hits += [(index, value, size) for value, size in own.items()]
+            texts = [hashes_of(text) for text in texts_of(said(row_of(index)))]
+            boilerplate.see(texts)
+            held = dict(hit for text in texts for hit in self._hits(text))
+            counts.update(held.keys())
+            hits += [(index, value, size) for value, size in held.items()]
+        own = self._own({self._passages[size][value] for _, value, size in hits}, boilerplate)
         first: dict[int, tuple[int, int]] = {}
         for index, value, size in hits:
-            if counts[value] <= COMMON_ROWS:
+            if counts[value] <= COMMON_ROWS and value in own:
                 first.setdefault(index, (self._passages[size][value], size))
         return first
 
-    def _hits(self, text: str) -> Iterator[tuple[int, int]]:
+    def _own(self, indices: Iterable[int], boilerplate: Boilerplate) -> set[int]:
+        """Passages of some benchmark rows that are not mostly boilerplate; a text that is one passage counts whole."""
+        own: set[int] = set()
+        for index in indices:
+            for text in map(hashes_of, texts_of(self._said[index])):
+                if _SHORTEST <= len(text) <= self._n_words:
+                    own.update(passages_of(text, len(text)).tolist())
+                elif len(text) > self._n_words:
+                    both = (boilerplate, self._boilerplate)
+                    own.update(own_passages(text, self._n_words, both).tolist())
+        return own
+
+    def _hits(self, hashes: NDArray[uint64]) -> Iterator[tuple[int, int]]:
         np = numpy()
-        if not self._known:
-            return
-        hashes = hashes_of(text)
         for size, known in self._known.items():
             if len(known) and len(hashes) >= size:
                 values = passages_of(hashes, size)

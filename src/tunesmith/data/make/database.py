@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tunesmith.data.databases import is_of_virtual_table
 from tunesmith.errors import BusyError, DataError
 from tunesmith.store.sqlite import Base, Cell, Mode, QueryRows, QueryRunner
 
@@ -173,9 +174,9 @@ def _refuse_damaged(database: Database) -> None:
     try:
         found = database.rows("pragma quick_check(1)", 1, mode="verify")
     except sqlite3.OperationalError as error:
-        if "interrupted" not in str(error):
+        if "interrupted" not in str(error) and not is_of_virtual_table(str(error)):
             raise
-        return  # too large to be checked whole: what is damaged will show when it is read
+        return  # it cannot be checked whole: what is damaged will show when it is read
     if found != [("ok",)]:
         raise sqlite3.DatabaseError(str(found[0][0] if found else "no answer"))
 

@@ -313,7 +313,8 @@ def _refuse_unknown_names(names: Names, database: Database) -> None:
         ConfigError: names them all.
     """
     known: set[str] = set()
-    for (table,) in database.rows("select name from sqlite_master where type = 'table'"):
+    listed = "select name from sqlite_master where type = 'table' and coalesce(sql, '') not like 'create virtual%'"
+    for (table,) in database.rows(listed):
         known.add(str(table).lower())
         quoted = '"' + str(table).replace('"', '""') + '"'
         for info in database.rows(f"pragma table_info({quoted})"):

@@ -160,14 +160,20 @@ class Contents:
     words: dict[str, str]
 
 
+_ORDINARY = """select name from sqlite_master as one where type = 'table'
+and name not like 'sqlite~_%' escape '~' and coalesce(sql, '') not like 'create virtual%'
+and not exists (select 1 from sqlite_master as owner where owner.sql like 'create virtual%'
+and one.name in (owner.name || '_data', owner.name || '_idx', owner.name || '_content',
+owner.name || '_docsize', owner.name || '_config', owner.name || '_segments', owner.name || '_segdir',
+owner.name || '_stat', owner.name || '_node', owner.name || '_parent', owner.name || '_rowid'))
+order by rowid"""
+"""The tables of the user's: none of FTS3 to FTS5 and R*Tree, nor those in which they keep their rows."""
+
+
 def read_tables(database: Database, names: Names) -> Contents:
     """Tables with their columns and links. SQLite's own tables, virtual ones and views are not read."""
     reader = _Reader(database, names)
-    listed = reader.rows(
-        "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~' "
-        "and coalesce(sql, '') not like 'create virtual%' order by rowid",
-        MAX_TABLES,
-    )
+    listed = reader.rows(_ORDINARY, MAX_TABLES)
     known = [str(name) for (name,) in listed]
     tables = [table for name in known if (table := _table(reader, name)) is not None]
     by_name = {table.name.lower(): table for table in tables}

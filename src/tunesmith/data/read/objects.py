@@ -166,7 +166,8 @@ def _refusal(text: str) -> Refused:
     except RecursionError:
         return Refused("nested too deeply")
     except ValueError as error:
-        # Python refuses to convert numbers of several thousand digits.
+        if "integer string conversion" in str(error):
+            return Refused("a number of more than 4,300 digits: write it as a text")
         return Refused(f"not valid JSON: {error}")
     return Refused(f"a row is a JSON object, this is {json_kind(value)}")
 

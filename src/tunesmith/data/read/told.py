@@ -54,6 +54,7 @@ _FOREIGN = {
     b"ARROW1": "an Arrow file: save it as Parquet",
     b"\xff\xff\xff\xff": "an Arrow file: save it as Parquet",
     b"Obj\x01": "an Avro file: save it as Parquet or JSON lines",
+    b"version https:": "a pointer of Git LFS, not the file: fetch it with `git lfs pull`",
     b"\x89PNG": "an image",
     b"\xff\xd8\xff": "an image",
     b"GIF8": "an image",
@@ -145,6 +146,8 @@ def _form(head: bytes, name: PurePath, form: str, *, is_whole: bool) -> Told:
     told = told or _as_json(text, suffix, is_whole=is_whole)
     is_bare = not _unpacked(name).suffix
     told = told or _as_text(text, suffix, is_whole=is_whole, is_bare=is_bare)
+    if suffix == "parquet" and told.form in ("txt", "markdown"):
+        return Told(refused="not Parquet, as its name says: its first bytes are not PAR1")
     return replace(told, encoding=encoding)
 
 

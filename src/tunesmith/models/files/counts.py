@@ -17,11 +17,14 @@ _MOST_EXPERTS = 4_096
 _COUNTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
 
-def check_counts(found: Findings, config: Mapping[str, Any], n_tensors: int) -> None:
+def check_counts(
+    found: Findings, config: Mapping[str, Any], n_tensors: int, *, lenient: bool = False
+) -> None:
     """Numbers that decide how much is built and allocated, before anything is.
 
     Args:
         n_tensors: of the weights; 0 when it is not known.
+        lenient: leave out what is odd and builds nothing without end; some families have -1 or null for "none".
     """
     text = config.get("text_config")
     for owner in (config, text if isinstance(text, dict) else {}):
@@ -29,7 +32,7 @@ def check_counts(found: Findings, config: Mapping[str, Any], n_tensors: int) -> 
             counted = key.startswith(("num_", "n_")) or key in _COUNTS or key.endswith("_size")
             if not counted or isinstance(value, bool) or not isinstance(value, int):
                 continue
-            if value < 0 or value > _MOST:
+            if value > _MOST or (value < 0 and not lenient):
                 found.error(
                     "config-number", f"key {key}", f"it is {value}", "no model is like that"
                 )
@@ -39,7 +42,9 @@ def check_counts(found: Findings, config: Mapping[str, Any], n_tensors: int) -> 
             elif "experts" in key and value > _MOST_EXPERTS:
                 found.error("config-number", f"key {key}", f"it is {value:,}")
         for key in _COUNTS:
-            if key in owner and (type(owner[key]) is not int or owner[key] < 1):
+            if key not in owner or (lenient and type(owner[key]) is not int):
+                continue
+            if type(owner[key]) is not int or owner[key] < 1:
                 found.error("config-number", f"key {key}", f"it is {owner[key]!r}, no count")
 
 
@@ -55,6 +60,7 @@ def refuse_odd_counts(folder: Path) -> None:
     config = read_json_object(path, found)
     if config is not None:
         files = sorted(folder.glob("*.safetensors"))
-        check_counts(found, config, sum(len(look_at_safetensors(file).tensors) for file in files))
+        n_tensors = sum(len(look_at_safetensors(file).tensors) for file in files)
+        check_counts(found, config, n_tensors, lenient=True)
     fix = "restore the model's own config.json"
     refuse(found.found, f"no model can be built by {path}", fix)
