@@ -80,6 +80,42 @@ def test_a_passage_that_many_training_rows_share_is_boilerplate():
     assert found([(f"{PASSAGE} What is it?", "yes")], rows[:3])
 
 
+def templated(n_rows, seed, n_words=10):
+    """Rows of one instruction of fourteen words and some words of their own, of few different ones."""
+    draw = random.Random(seed)
+    known = ["".join(random.Random(n).choices("abcdefghijklmnop", k=8)) for n in range(99)]
+    order = "Read the note that follows and say in one word what it is about"
+    return [(f"{order}\n{' '.join(draw.choices(known, k=n_words))}", "yes") for _ in range(n_rows)]
+
+
+def test_an_instruction_with_a_word_of_the_row_is_no_passage():
+    assert not found(templated(90, "test"), templated(210, "train"))
+
+
+def test_a_copy_among_rows_of_one_instruction_is_found():
+    benchmark, rows = templated(90, "test", 15), templated(210, "train", 15)
+    for at in (3, 50, 88):
+        own = benchmark[at][0].partition("\n")[2]
+        rows.append((f"{rows[at][0]} Somebody wrote: {own}. {rows[at + 1][0]}", "no"))
+
+    hits = found(benchmark, rows)
+
+    assert {at: where for at, (where, _) in hits.items()} == {
+        210: "test:4",
+        211: "test:51",
+        212: "test:89",
+    }
+
+
+def test_passages_shorter_than_eight_words_can_be_asked_for():
+    benchmark = [row("amber birch cedar drift ember frost", where="test:1")]
+    text = "please write down the words amber birch cedar drift ember frost and then some others"
+
+    (hit,) = Benchmark(benchmark, n_words=5).find(1, lambda at: row(text))
+
+    assert hit.reason == "5 words in a row as in test:1"
+
+
 def test_the_side_file_names_the_benchmark_row(lines, tmp_path):
     import json
 

@@ -36,38 +36,42 @@ def passage_of(text, n, at=3):
 SECRET = words("secret", 30)
 
 
+def passages(held, n_words, **more):
+    return Passages(held, dict(held).__getitem__, n_words, **more)
+
+
 def test_a_passage_is_found_in_another_text_whatever_its_case():
     train = numbered(words(1, 40), f"{words(2, 9)} {passage_of(SECRET, 13).upper()}! {words(3, 9)}")
-    held = Passages([(7, row(words(4, 30))), (8, row(SECRET))], 13)
+    held = passages([(7, row(words(4, 30))), (8, row(SECRET))], 13)
     assert list(held.find(train)) == [(1, 8)]
 
 
 def test_one_word_less_is_no_passage():
     train = numbered(f"{words(2, 9)} {passage_of(SECRET, 12)} {words(3, 9)}")
-    assert list(Passages([(8, row(SECRET))], 13).find(train)) == []
+    assert list(passages([(8, row(SECRET))], 13).find(train)) == []
 
 
 def test_an_answer_that_holds_a_passage_is_found_and_code_is_not():
     code = "SELECT " + ", ".join(SECRET.split()) + " FROM somewhere WHERE a = 1 AND b = 2"
-    held = Passages([(8, row("ask", SECRET)), (9, row("ask", code))], 13)
+    held = passages([(8, row("ask", SECRET)), (9, row("ask", code))], 13)
     assert list(held.find([(0, row("q", passage_of(SECRET, 14)))])) == [(0, 8)]
-    assert list(Passages([(9, row("ask", code))], 13).find([(0, row("q", code))])) == []
+    assert list(passages([(9, row("ask", code))], 13).find([(0, row("q", code))])) == []
 
 
 def test_what_many_rows_share_is_their_form_on_either_side():
     form = words("form", 20)
     many = numbered(*(f"{form} {words(n, 5)}" for n in range(COMMON_ROWS + 1)))
     one = [(99, row(f"{form} {words('x', 5)}"))]
-    assert list(Passages(many, 13).find(one)) == []
-    assert list(Passages(one, 13).find(many)) == []
-    assert len(list(Passages(one, 13).find(many[:COMMON_ROWS]))) == COMMON_ROWS
+    assert list(passages(many, 13).find(one)) == []
+    assert list(passages(one, 13).find(many)) == []
+    assert len(list(passages(one, 13).find(many[:COMMON_ROWS]))) == COMMON_ROWS
     very_many = numbered(*(f"{form} {words(n, 2)}" for n in range(2**8 + 2)))
-    assert list(Passages(one, 13).find(very_many)) == []
+    assert list(passages(one, 13).find(very_many)) == []
 
 
 def test_of_very_many_passages_some_are_kept_and_long_copies_are_still_found():
     held = [(n, row(words(n, 60))) for n in range(60)]
-    few = Passages(held, 13, most=400)
+    few = passages(held, 13, most=400)
     train = numbered(*(words(n, 60) for n in range(60)))
     assert len(few._known) <= 400
     assert len(list(few.find(train))) >= 58
@@ -90,8 +94,8 @@ def leaking(lines):
 def test_a_copy_that_is_found_whole_can_be_missed_where_passages_are_thinned():
     held = [(n, row(words(n, 60))) for n in range(60)]
     bare = numbered(*(f"{words(-n - 1, 5)} {passage_of(words(n, 60), 13)}" for n in range(60)))
-    assert len(list(Passages(held, 13).find(bare))) == 60
-    assert 0 < len(list(Passages(held, 13, most=400).find(bare))) < 30
+    assert len(list(passages(held, 13).find(bare))) == 60
+    assert 0 < len(list(passages(held, 13, most=400).find(bare))) < 30
 
 
 def test_passages_across_splits_are_reported_refused_or_dropped(seal, leaking, rows_of):
@@ -152,3 +156,14 @@ def test_data_split_takes_the_length_of_passages(lines, tmp_path):
     more = ["--overlap-words", "13", "--on-near-overlap", "refuse"]
     run = CliRunner().invoke(split, [*asked, *more], catch_exceptions=False)
     assert json.loads(run.stdout)["near_overlaps"]["passages_of_words"] == 13
+
+
+def test_words_of_a_shared_instruction_are_no_part_of_a_passage():
+    order = words("order", 14)
+    train = numbered(*(f"{order} {words(n, 12)}" for n in range(60)))
+    first_words = [f"{order} {words(n, 12).split()[0]} {words(f'own {n}', 12)}" for n in range(60)]
+    test = [(100 + n, row(text)) for n, text in enumerate(first_words)]
+    assert list(passages(test, 13).find(train)) == []
+    copy = f"{order} {words('a', 9)} {' '.join(first_words[7].split()[-12:])} {words('b', 9)}"
+    copied = [*train, (60, row(copy))]
+    assert list(passages(test, 12).find(copied)) == [(60, 107)]

@@ -219,3 +219,20 @@ def test_a_parquet_file_that_changes_while_it_is_read_is_refused(tmp_path):
         stream.write(b"more")
     with pytest.raises(DataError, match="changed while it was read"):
         list(rows)
+
+
+def test_arrow_reads_a_file_of_its_own_also_where_ours_has_no_name_any_more(tmp_path):
+    # A Python file that a thread of Arrow's lets go at exit ends the process with signal 6, now and then.
+    import pyarrow
+
+    from tunesmith.data.read.parquet import _native
+
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1 and more")
+    with path.open("rb") as file:
+        file.read(4)
+        path.unlink()
+        native = _native(file, pyarrow)
+        assert isinstance(native, pyarrow.OSFile)
+        assert native.read() == b"PAR1 and more"
+        assert file.tell() == 4

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tunesmith import pipeline
+from tunesmith.cli.data.split import print_report
 from tunesmith.config import recipe_from
+from tunesmith.data.look import open_place, page, stats
 from tunesmith.errors import (
     ArtifactError,
     ConfigError,
@@ -321,3 +323,15 @@ def test_lineage_of_a_dataset_names_the_users_file(tmp_path):
     assert [(p.kind, p.path) for p in Artifact.open(made.dir).parents] == [
         ("file", str(tmp_path / "rows.jsonl"))
     ]
+
+
+def test_neither_a_dataset_nor_its_page_names_the_folders_of_this_machine(tmp_path, capsys):
+    made = build(recipe_of(tmp_path)).artifact
+    assert {"report.json", "README.md"} <= set(made.files)
+    for name in (*made.files, MANIFEST, "run.json"):
+        assert str(tmp_path) not in (made.dir / name).read_text(), name
+    page_of = page(stats(open_place(made.dir)))
+    assert "rows.jsonl" in page_of
+    assert str(tmp_path) not in page_of
+    print_report(made.read_json("report.json"), made.dir)
+    assert f"{tmp_path}/rows.jsonl: 40 " in capsys.readouterr().out

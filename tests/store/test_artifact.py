@@ -194,6 +194,57 @@ def test_lineage_marks_what_was_changed_or_deleted_since(tmp_path):
     assert lineage(trained).ancestors[0].state == "gone"
 
 
+def written(artifact: Artifact) -> list[dict[str, str]]:
+    said = [json.loads((artifact.dir / name).read_text()) for name in (MANIFEST, "run.json")]
+    assert said[0]["parents"] == said[1]["parents"]
+    return said[0]["parents"]
+
+
+def test_a_manifest_says_where_its_parents_lie_without_the_folders_of_the_user(tmp_path):
+    raw, data, trained = family(tmp_path)
+    assert [parent["path"] for parent in written(data)] == ["../../raw.jsonl"]
+    assert [parent["path"] for parent in written(trained)] == ["../data", "tiny"]
+    assert [parent.path for parent in data.parents] == [str(raw)]
+    for artifact in (data, trained):
+        assert not any(
+            str(tmp_path) in (artifact.dir / name).read_text() for name in (MANIFEST, "run.json")
+        )
+
+
+def test_a_parent_far_away_is_a_name_alone_and_not_taken_for_another_of_that_name(tmp_path):
+    far = tmp_path / "clients/acme/raw.jsonl"
+    far.parent.mkdir(parents=True)
+    far.write_text("{}\n")
+    place = tmp_path / "a/b/c/w/m/data"
+    made = seal(place, parents=[Parent.file(far), Parent("model", str(tmp_path / "base"), "0" * 64)])
+    assert [parent["path"] for parent in written(made)] == ["raw.jsonl", "base"]
+    assert [node.state for node in lineage(made).ancestors] == ["elsewhere", "present"]
+    beside = place.parent / "raw.jsonl"
+    beside.write_text("another\n")
+    assert lineage(made).ancestors[0].state == "elsewhere"
+    shutil.copy(far, beside)
+    assert lineage(made).ancestors[0].state == "present"
+
+
+def test_folders_below_the_home_folder_are_not_told_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    raw, client = tmp_path / "raw.jsonl", tmp_path / "acme/raw-2.jsonl"
+    client.parent.mkdir()
+    for file in (raw, client):
+        file.write_text("{}\n")
+    made = seal(tmp_path / "runs/data", parents=[Parent.file(raw), Parent.file(client)])
+    assert [parent["path"] for parent in written(made)] == ["../../raw.jsonl", "raw-2.jsonl"]
+
+
+def test_artifacts_that_name_absolute_places_are_read_as_before(tmp_path):
+    raw, data, _ = family(tmp_path)
+    manifest = data.dir / MANIFEST
+    manifest.write_text(manifest.read_text().replace("../../raw.jsonl", str(raw)))
+    found = Artifact.open(data.dir)
+    assert found.parents == (Parent.file(raw),)
+    assert lineage(found).ancestors[0].state == "present"
+
+
 def test_lineage_survives_the_move_of_a_whole_workspace(tmp_path):
     _, _, trained = family(tmp_path)
     shutil.move(tmp_path / "w", tmp_path / "elsewhere")

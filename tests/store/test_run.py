@@ -319,3 +319,22 @@ def test_half_of_a_surrogate_pair_is_written_as_its_escape_in_json(tmp_path):
         path = at.write_json("a.json", half)
     assert json.loads(path.read_text(encoding="utf-8")) == half
     assert sha256_of_json(half) != sha256_of_json({"name \\ud800": 1})
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_whoever_may_read_a_file_by_the_umask_may_read_each_one_that_is_sealed(
+    tmp_path, umask, mode
+):
+    import numpy
+    from safetensors.numpy import save_file
+
+    before = os.umask(umask)
+    try:
+        with Run.open(tmp_path / "a", "train", inputs={}) as at:
+            save_file({"x": numpy.ones(2)}, at.path("adapter/adapter_model.safetensors"))
+            at.write_text("README.md", "")
+            sealed = at.finish({})
+    finally:
+        os.umask(before)
+    modes = {name: (sealed.dir / name).stat().st_mode & 0o777 for name in sealed.files}
+    assert modes == {"README.md": mode, "adapter/adapter_model.safetensors": mode}

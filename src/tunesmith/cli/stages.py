@@ -39,7 +39,7 @@ def one_stage(
     if stage == "data":
         from tunesmith.cli.data.split import print_report
 
-        print_report(done.artifact.read_json("report.json"))
+        print_report(done.artifact.read_json("report.json"), done.artifact.dir)
     if stage == "evaluate":
         from tunesmith.evaluate import open_result, render_summary
 

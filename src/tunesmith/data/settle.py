@@ -293,7 +293,8 @@ def _in_passages(settled: Settled, plan: DataPlan, spool: Spool) -> Iterator[Lea
 
     for number in reversed(range(len(SPLITS) - 1)):
         held = (settled.splits > number) & (settled.splits != LEFT_OUT)
-        for row, other in Passages(rows_of(held), n_words).find(rows_of(settled.splits == number)):
+        passages = Passages(rows_of(held), spool.row, n_words)
+        for row, other in passages.find(rows_of(settled.splits == number)):
             if row not in known:
                 yield replace(_leak(settled, row, other), n_words=n_words)
 

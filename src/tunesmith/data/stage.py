@@ -28,7 +28,7 @@ from tunesmith.data.settle import Settled, settle
 from tunesmith.data.split import LEFT_OUT, SPLITS
 from tunesmith.data.spool import Spool, spooling
 from tunesmith.errors import DataError, InterruptedRun
-from tunesmith.store import Artifact, Run, reach, sha256_of_file
+from tunesmith.store import Artifact, Parent, Run, reach, sha256_of_file
 
 __all__ = ["SIDES", "DataResult", "run"]
 
@@ -89,7 +89,7 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
         _refuse_changed([*plan.clean.against, *plan.check_files], hashes)
         settled = settle(plan, spool, benchmark)
         appraisal = appraise(plan, taken.checker, settled, spool)
-        report = report_of(plan, taken, settled, spool, appraisal)
+        report = _as_told(report_of(plan, taken, settled, spool, appraisal), at)
         _write_rows(settled, spool, at)
     databases.copy_databases(plan.databases, hashes, at)
     databases.make_databases(plan.scripts, at)
@@ -103,6 +103,15 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
     }
     artifact = at.finish(facts)
     return DataResult(artifact, report["rows"], tuple(names), report)
+
+
+def _as_told(report: Mapping[str, Any], at: Run) -> dict[str, Any]:
+    """The report with files as the manifest names them: a dataset is passed on, the user's folders are not."""
+    files = [
+        file | {"path": Parent("file", file["path"], file["sha256"]).as_told(at.dir)["path"]}
+        for file in report["files"]
+    ]
+    return {**report, "files": files}
 
 
 def _hashes(plan: DataPlan, at: Run) -> dict[Path, str]:

@@ -111,10 +111,11 @@ def _whole(bundle: Artifact) -> Iterator[Upload]:
 
 
 def told_places(bundle: Artifact, files: Iterable[Upload]) -> list[str]:
-    """Folders of this machine that the files to be sent name: where the bundle's parents lie."""
+    """Folders of this machine that the files to be sent name: bundles made by earlier versions say so."""
     if MANIFEST not in {file.name for file in files}:
         return []
-    return sorted({parent.path for parent in bundle.parents if Path(parent.path).is_absolute()})
+    parents = json.loads((bundle.dir / MANIFEST).read_text(encoding="utf-8"))["parents"]
+    return sorted({parent["path"] for parent in parents if Path(parent["path"]).is_absolute()})
 
 
 def _some(bundle: Artifact, paths: Sequence[str], root: Sequence[str]) -> Iterator[Upload]:

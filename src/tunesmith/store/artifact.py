@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["MANIFEST", "Artifact", "FileEntry", "Parent"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_MOST_UP = 3
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,37 @@ class FileEntry:
 class Parent:
     """What an artifact was made from: another artifact, a raw file, or a base model.
 
-    `sha256` is that of the parent's manifest, of the raw file, or the model's identity.
+    `sha256` is that of the parent's manifest, of the raw file, or the model's identity. `path` of a sealed artifact's
+    parent is absolute, or a name alone where it lies elsewhere; of a model it is the name.
     """
 
     kind: str
     path: str
     sha256: str
+
+    def as_told(self, place: Path) -> dict[str, str]:
+        """What a manifest in `place` says of it: others read it, and the user's folders are not theirs to know.
+
+        Its path is relative to `place` in a folder up to the one that holds the workspace
+        (WORKSPACE/NAME/STAGE-KEY), and a name alone outside of that.
+        """
+        if self.kind == "model" and not Path(self.path).is_absolute():
+            return dict(vars(self))
+        absolute = Path(os.path.abspath(self.path))
+        relative = os.path.relpath(absolute, os.path.abspath(place))
+        up = relative.split(os.sep).count("..")
+        above = Path(os.path.abspath(place / (f"..{os.sep}" * up)))
+        home = Path.home()
+        is_near = absolute.parent == above or above not in (home, *home.parents)
+        if up > _MOST_UP or not is_near:
+            return vars(self) | {"path": absolute.name}
+        return vars(self) | {"path": relative if up else f".{os.sep}{relative}"}
+
+    def found_by(self, place: Path) -> Parent:
+        """The parent as a manifest in `place` tells it, with the path to where it should lie."""
+        if not self.path.startswith(("./", "../")):
+            return self
+        return Parent(self.kind, os.path.abspath(place / self.path), self.sha256)
 
     @classmethod
     def file(cls, path: Path) -> Parent:
@@ -120,7 +147,7 @@ class Artifact:
                 version=raw["version"],
                 inputs=raw["inputs"],
                 facts=raw["facts"],
-                parents=tuple(Parent(**parent) for parent in raw["parents"]),
+                parents=tuple(Parent(**parent).found_by(place) for parent in raw["parents"]),
                 files={name: FileEntry(**entry) for name, entry in raw["files"].items()},
                 sha256=sha256_of_file(manifest),
             )

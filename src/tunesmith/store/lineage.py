@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import ArtifactError, MissingError
-from tunesmith.store.artifact import Artifact, Parent
+from tunesmith.store.artifact import MANIFEST, Artifact, Parent
 from tunesmith.store.files import sha256_of_file
 
 __all__ = ["Ancestor", "lineage", "open_parent"]
@@ -18,8 +18,8 @@ class Ancestor:
 
     Attributes:
         parent: how the child names it.
-        state: "present", "changed" (its content is another now) or "gone"; a base model is not looked at
-            and always "present".
+        state: "present", "changed" (its content is another now), "gone", or "elsewhere" (only its name is kept);
+            a base model is not looked at and always "present".
         artifact: the opened artifact, when it is one and present.
         ancestors: what it was made from.
     """
@@ -41,7 +41,8 @@ def _ancestor(parent: Parent, child: Path) -> Ancestor:
         return Ancestor(parent, "present", None, ())
     path = _find(parent, child)
     if path is None:
-        return Ancestor(parent, "gone", None, ())
+        is_name = parent.path == Path(parent.path).name
+        return Ancestor(parent, "elsewhere" if is_name else "gone", None, ())
     if parent.kind == "file":
         same = sha256_of_file(path) == parent.sha256
         return Ancestor(parent, "present" if same else "changed", None, ())
@@ -65,6 +66,16 @@ def open_parent(parent: Parent, child: Artifact) -> Artifact | None:
 
 
 def _find(parent: Parent, child: Path) -> Path | None:
-    """The parent where it was, or beside the child when a whole workspace was moved."""
+    """The parent where it was, or beside the child when a whole workspace was moved.
+
+    Of one whose name alone is kept, a neighbour of that name may be another: it must have its content.
+    """
     beside = child.parent / Path(parent.path).name
+    if parent.path == beside.name:
+        return beside if _has_content(beside, parent) else None
     return next((path for path in (Path(parent.path), beside) if path.exists()), None)
+
+
+def _has_content(place: Path, parent: Parent) -> bool:
+    content = place if parent.kind == "file" else place / MANIFEST
+    return content.is_file() and sha256_of_file(content) == parent.sha256

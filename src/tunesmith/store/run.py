@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -46,11 +47,18 @@ class Run:
         resumed: the directory held an unfinished run of the same inputs.
     """
 
-    def __init__(self, directory: Path, claim: Mapping[str, Any], *, resumed: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        claim: Mapping[str, Any],
+        parents: Sequence[Parent],
+        *,
+        resumed: bool,
+    ) -> None:
         self.dir = directory
         self.kind: str = claim["kind"]
         self.key: str = claim["key"]
-        self.parents = tuple(Parent(**parent) for parent in claim["parents"])
+        self.parents = tuple(parents)
         self.resumed = resumed
         self._claim = claim
 
@@ -86,7 +94,7 @@ class Run:
             "kind": kind,
             "key": key,
             "inputs": dict(inputs),
-            "parents": [vars(parent) for parent in parents],
+            "parents": [parent.as_told(place) for parent in parents],
             "version": __version__,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -110,7 +118,7 @@ class Run:
             _remove_parts(place)
             if found is None:
                 write_atomically(place / CLAIM, json.dumps(claim, indent=2, ensure_ascii=False))
-            run = cls(place, claim, resumed=found is not None)
+            run = cls(place, claim, parents, resumed=found is not None)
             yield run
         finally:
             lock.release()
@@ -166,8 +174,9 @@ class Run:
         """
         with storage_errors(self.dir):
             reach("seal-begin")
+            mode = (self.dir / CLAIM).stat().st_mode & 0o666
             files = {
-                file.relative_to(self.dir).as_posix(): _sealed_file(file)
+                file.relative_to(self.dir).as_posix(): _sealed_file(file, mode)
                 for file in sorted(self.dir.rglob("*"))
                 if file.is_file() and not _is_private(file.relative_to(self.dir))
             }
@@ -198,9 +207,15 @@ def _now() -> datetime:
     return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
 
 
-def _sealed_file(path: Path) -> dict[str, Any]:
-    """A file's size and hash, once its bytes are on the disk: the manifest must not outlive them."""
+def _sealed_file(path: Path, mode: int) -> dict[str, Any]:
+    """A file's size and hash, once its bytes are on the disk: the manifest must not outlive them.
+
+    Whoever may read by `mode`, which follows the umask, may read it: safetensors writes for the owner alone.
+    """
     reach("seal-file")
+    found = path.stat().st_mode
+    if found | mode != found:
+        path.chmod(stat.S_IMODE(found | mode))
     flush_to_disk(path)
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 

@@ -96,7 +96,7 @@ def split(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None
         f"{where(result.artifact.dir)}: {rows['train']} train, {rows['validation']} validation, "
         f"{rows['test']} test rows"
     )
-    print_report(result.report)
+    print_report(result.report, result.artifact.dir)
 
 
 def _refuse_streams(files: Sequence[str], out: str) -> None:
@@ -200,9 +200,9 @@ def _amount(name: str, text: str) -> dict[str, int | float]:
     return {f"{name}_ratio": value}
 
 
-def print_report(report: Mapping[str, Any]) -> None:
+def print_report(report: Mapping[str, Any], folder: Path) -> None:
     """How files were read, what became of the rows, and what the test set can tell, on stdout."""
-    _print_files(report["files"])
+    _print_files(report["files"], folder)
     kept = sum(report["rows"].values())
     dropped = {rule: n for rule, n in report["left_out"]["by_rule"].items() if n}
     rows = [
@@ -213,6 +213,9 @@ def print_report(report: Mapping[str, Any]) -> None:
         rows.append((f"mixed: {name} (each row {share['repeats']:g} times)", share["in_mix"]))
     table(("rows", "number"), [*rows, ("sealed", kept)], right=(1,))
     near = report["near_overlaps"]
+    warn_of_leaks(
+        near["found"] + sum(dropped.get(rule, 0) for rule in _LEAKS), report["rows_read"], folder
+    )
     if near["found"]:
         n_near = counted(near["found"], "row")
         passages = " or a passage" if near.get("passages_of_words") else ""
@@ -228,6 +231,17 @@ def print_report(report: Mapping[str, Any]) -> None:
     _print_score(report)
 
 
+def warn_of_leaks(n_leaks: int, n_rows: int, folder: Path) -> None:
+    """Say loudly that so many rows leak that it may be their form that they share with the others."""
+    if n_leaks <= _MANY_LEAKS * n_rows:
+        return
+    note(
+        f"warning: {n_leaks:,} of {counted(n_rows, 'row')} ({n_leaks / n_rows:.0%}) hold what a held-out or "
+        f"benchmark row holds; unless that is so, it is their form that they share: read the reasons in "
+        f"{where(folder)} before you go on"
+    )
+
+
 def _print_score(report: Mapping[str, Any]) -> None:
     """The score of what is sealed and what cost most; datasets of older versions have no tokens."""
     score = report["score"]
@@ -241,14 +255,15 @@ def _print_score(report: Mapping[str, Any]) -> None:
         note(f"checks in tokens are left out: {why_not}")
 
 
-def _print_files(files: Sequence[Mapping[str, Any]]) -> None:
+def _print_files(files: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """What each file was taken for, and by what; datasets of older versions do not say it."""
+    from tunesmith.store import Parent
     from tunesmith.telemetry import visible
 
     for file in files[:_SHOWN_FILES]:
         if "why" in file:
             named = [f"{use} = {name}" for use, name in file["mapping"].items() if use != name]
-            path = where(Path(file["path"]))
+            path = where(Path(Parent("file", file["path"], file["sha256"]).found_by(folder).path))
             rows = counted(file["rows"], f"{file['schema']} row")
             click.echo(visible(f"{path}: {rows} ({file['why']})"))
             if named:

@@ -189,7 +189,7 @@ def _print_origin(found: Stats, report: Any, told_by: Mapping[str, str]) -> None
     if report.get("left_out", {}).get("by_require"):
         click.echo(f"left out by data.require: {counted(report['left_out']['by_require'], 'row')}")
     files = [
-        (f["path"], f["split"], f["schema"], f["rows"], size(f["bytes"]))
+        (Path(f["path"]).name, f["split"], f["schema"], f["rows"], size(f["bytes"]))
         for f in report.get("files", ())
     ]
     if files:

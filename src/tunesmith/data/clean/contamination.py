@@ -91,13 +91,13 @@ def _places(text: NDArray[uint64]) -> NDArray[uint64]:
 def own_passages(
     text: NDArray[uint64], size: int, boilerplates: Iterable[Boilerplate]
 ) -> NDArray[uint64]:
-    """A hash of each `size` words in a row, half of which or more are no boilerplate."""
+    """A hash of each `size` words in a row, half of which, rounded down, or more are no boilerplate."""
     np = numpy()
     is_own = np.ones(len(text), dtype=np.bool_)
     for boilerplate in boilerplates:
         is_own &= ~boilerplate.holds(text)
     n_own = np.concatenate([[0], np.cumsum(is_own)])
-    made: NDArray[uint64] = passages_of(text, size)[2 * (n_own[size:] - n_own[:-size]) >= size]
+    made: NDArray[uint64] = passages_of(text, size)[n_own[size:] - n_own[:-size] >= size // 2]
     return made
 
 
@@ -128,7 +128,7 @@ class Benchmark:
             self._boilerplate.see(texts)
             for hashes in texts:
                 size = min(n_words, len(hashes))
-                if size >= _SHORTEST:
+                if size >= min(n_words, _SHORTEST):
                     for value in passages_of(hashes, size).tolist():
                         own.add(value)
                         passages.setdefault(size, {}).setdefault(value, index)
@@ -191,11 +191,11 @@ class Benchmark:
         own: set[int] = set()
         for index in indices:
             for text in map(hashes_of, texts_of(self._said[index])):
-                if _SHORTEST <= len(text) <= self._n_words:
-                    own.update(passages_of(text, len(text)).tolist())
-                elif len(text) > self._n_words:
+                if len(text) > self._n_words:
                     both = (boilerplate, self._boilerplate)
                     own.update(own_passages(text, self._n_words, both).tolist())
+                elif len(text) >= min(self._n_words, _SHORTEST):
+                    own.update(passages_of(text, len(text)).tolist())
         return own
 
     def _hits(self, hashes: NDArray[uint64]) -> Iterator[tuple[int, int]]:

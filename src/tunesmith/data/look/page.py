@@ -81,6 +81,8 @@ def page(found: Stats) -> str:
     )
     report = found.report or {}
     environment.filters["plain"] = lambda value: visible(str(value))
+    # Where files lie is not of those to whom the page is passed on.
+    environment.filters["name"] = lambda path: Path(path).name
     environment.filters["count"] = lambda value: f"{value:,}"
     return environment.get_template(_TEMPLATE.name).render(
         stats=found,

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from json.encoder import encode_basestring
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tunesmith.data.read.chunk import Chunk, Form, Job, Stream, Unreadable
@@ -69,7 +70,7 @@ def _arrow() -> Any:
 
 def _divided(file: IO[bytes], job: Job, pa: Any) -> Iterator[Chunk]:
     try:
-        found = pa.parquet.ParquetFile(file)
+        found = pa.parquet.ParquetFile(_native(file, pa))
         _refuse_bomb(found.metadata, file.seek(0, os.SEEK_END), job.limits)
         _refuse_columns(found.schema_arrow)
         yield from _chunks(found, job, pa)
@@ -77,6 +78,16 @@ def _divided(file: IO[bytes], job: Job, pa: Any) -> Iterator[Chunk]:
         if isinstance(error, Unreadable):
             raise
         raise Unreadable(f"the Parquet file is damaged or cut off: {reason_of(error)}") from error
+
+
+def _native(file: IO[bytes], pa: Any) -> Any:
+    """The open file as one of Arrow's own, where the system has a name for it.
+
+    A thread of Arrow's that lets go of a Python file while the interpreter ends is ended by it, and takes the process
+    along ("terminate called without an active exception").
+    """
+    name = Path(f"/dev/fd/{file.fileno()}")
+    return pa.OSFile(str(name)) if name.exists() else file
 
 
 def _chunks(found: Any, job: Job, pa: Any) -> Iterator[Chunk]:
