@@ -3,7 +3,9 @@
 import random
 
 import pytest
+from click.testing import CliRunner
 
+from tunesmith.cli.data.clean import clean
 from tunesmith.config import CleanConfig
 from tunesmith.data.clean import clean_files
 from tunesmith.data.clean.contamination import Benchmark
@@ -163,6 +165,18 @@ def test_a_build_keeps_the_test_rows_that_it_holds_training_rows_against(lines, 
 
     assert len(rows_of(result, "test")) == 4
     assert result.rows["train"] + result.rows["validation"] == 8
+
+
+def test_it_is_said_loudly_when_much_of_a_file_is_taken_for_leaks(lines):
+    rows = [{"prompt": f"What is {n} plus {n}?", "completion": str(2 * n)} for n in range(20, 60)]
+    train = str(lines("train.jsonl", rows))
+    told = {}
+    for n_leaks in (4, 5):
+        test = lines("test.jsonl", rows[:n_leaks])
+        told[n_leaks] = CliRunner().invoke(clean, [train, "--against", str(test), "--dry-run"])
+
+    assert "warning" not in told[4].stderr
+    assert "warning: 5 of 40 rows (12%) hold what a held-out or benchmark row" in told[5].stderr
 
 
 def test_a_file_is_not_held_against_itself(lines, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tunesmith.export.card import card
+from tunesmith.export.card import card, told_ends
 from tunesmith.export.forms import PATHS
 from tunesmith.export.licences import licence_of
 from tunesmith.export.parity import FormParity
@@ -78,6 +78,24 @@ def test_metrics_come_with_interval_and_n(plan, tmp_path):
         "largest difference of a log-probability, in nats, among its 64 most likely tokens" in text
     )
     assert "Not evaluated" not in text
+
+
+@pytest.mark.parametrize(
+    ("ended", "stops", "told"),
+    [
+        (None, 0, ""),
+        (24, 4, ""),
+        (5, 4, "Of each answer the first 32 tokens were compared; 5 of 24 ended within them"),
+        (24, 0, "No answer that ended was the same throughout by gguf-q8_0"),
+        (0, 0, "none ended within them, so that a form stops where the trained model does was"),
+    ],
+)
+def test_the_card_says_how_far_answers_were_compared(plan, ended, stops, told):
+    parity = dataclasses.replace(PARITY, ended=ended, stops_checked=stops, engine="llama.cpp (x)")
+    said = told_ends({"gguf-q8_0": parity.as_dict()}, 32)
+    assert told in said if told else said == ""
+    text = card(dataclasses.replace(plan, answer_tokens=32), {"gguf-q8_0": parity})
+    assert f"{said}." in text if said else "Of each answer" not in text
 
 
 def test_without_a_report_no_figure_of_quality_is_claimed(plan):

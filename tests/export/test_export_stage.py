@@ -247,7 +247,7 @@ class Endless:
 
 @pytest.mark.parametrize(("extra", "fails"), [((), False), ((9, 9), True)])
 def test_an_answer_that_goes_on_after_the_stop_token_is_caught(extra, fails):
-    reference = Reference(((1, 7, 2), (1, 3, 4, 5)), (1, 1), None)
+    reference = Reference(((1, 7, 2), (1, 3, 4, 5)), (1, 1), None, answer_tokens=3)
     if fails:
         with pytest.raises(
             ParityError, match=r"does not stop at the stop token \(id 2\).*2 tokens"
@@ -255,6 +255,13 @@ def test_an_answer_that_goes_on_after_the_stop_token_is_caught(extra, fails):
             certify._check_stops(Endless(extra), reference, [True, True])
     else:
         assert certify._check_stops(Endless(extra), reference, [True, True]) == 1
+
+
+def test_answers_that_all_end_at_the_same_length_are_generated_freely_too():
+    reference = Reference(((1, 7, 2), (1, 8, 2)), (1, 1), None, answer_tokens=32)
+    assert reference.ended == (True, True)
+    with pytest.raises(ParityError, match="does not stop"):
+        certify._check_stops(Endless((9,)), reference, [True, True])
 
 
 # -- nothing half-made ---------------------------------------------------------------------------

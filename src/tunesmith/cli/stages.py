@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.cli.screen import note, print_json, print_rich, table, where
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tunesmith.cli.options import Asked
     from tunesmith.pipeline import Done, Stage, Step
@@ -73,6 +73,17 @@ def print_done(results: Sequence[Done]) -> None:
         for done in results
     ]
     table(("stage", "", "seconds", "result", "directory"), rows, right=(2,))
+    for done in results:
+        if done.stage == "export":
+            _print_ends(done.artifact.facts)
+
+
+def _print_ends(facts: Mapping[str, Any]) -> None:
+    """What the certificates leave open about the ends of answers; bundles of earlier versions do not know it."""
+    from tunesmith.export.card import told_ends
+
+    if told := told_ends(facts["parity"], facts.get("answer_tokens", 0)):
+        note(f"note: {told}")
 
 
 def headline(stage: Stage, facts: Any) -> str:

@@ -34,6 +34,9 @@ def build(
         ConfigError, DataError, MissingError, StorageError, InterruptedRun: as `tunesmith.data.run`.
     """
     folder = Path(place)
+    if recipe.origin("name") == "default":
+        # The card is titled by it.
+        recipe = recipe.model_copy(update={"name": folder.absolute().name})
     inputs = {"seed": recipe.seed, "data": recipe.model_dump(mode="json")["data"]}
     inputs |= token_inputs(recipe)
     parents = sources(recipe)

@@ -26,7 +26,7 @@ from tunesmith.export.licences import (
 from tunesmith.export.parity import FormParity
 from tunesmith.export.plan import ExportPlan
 
-__all__ = ["card"]
+__all__ = ["card", "told_ends"]
 
 
 def card(plan: ExportPlan, measured: Mapping[Form, FormParity], effect: str = "") -> str:
@@ -49,7 +49,7 @@ def card(plan: ExportPlan, measured: Mapping[Form, FormParity], effect: str = ""
             else _method(plan.trained.facts, effect),
         ),
         _section("Results", _results(plan)),
-        _section("Parity of the exported forms", _parity(measured, _made(plan))),
+        _section("Parity of the exported forms", _parity(measured, _made(plan), plan.answer_tokens)),
         _section("How to run", usage(plan, measured)),
         _section("Limits", _limits(plan)),
         _section("Licence", _licence(plan)),
@@ -222,7 +222,9 @@ def _results(plan: ExportPlan) -> Iterator[str]:
     )
 
 
-def _parity(measured: Mapping[Form, FormParity], made: str) -> Iterator[str]:
+def _parity(
+    measured: Mapping[Form, FormParity], made: str, answer_tokens: int
+) -> Iterator[str]:
     first = next(iter(measured.values()))
     yield (
         f"Each form was shown the same {first.prompts} prompts with the {made} model's own greedy "
@@ -254,7 +256,39 @@ def _parity(measured: Mapping[Form, FormParity], made: str) -> Iterator[str]:
             "among its 64 most likely tokens at each position."
         )
         yield ""
+    figures = {form: parity.as_dict() for form, parity in measured.items()}
+    if told := told_ends(figures, answer_tokens):
+        yield f"{told}."
+        yield ""
     yield "All figures, with the hash of each measured file, are in `parity.json`."
+
+
+def told_ends(parity: Mapping[str, Mapping[str, Any]], answer_tokens: int) -> str:
+    """How far answers were compared, and what that leaves open; empty where all ended, or nobody knows.
+
+    Args:
+        parity: form -> its figures, as a sealed bundle's facts hold them.
+    """
+    first = next(iter(parity.values()))
+    prompts, ended = first["prompts"], first.get("ended", first["prompts"])
+    compared = f"Of each answer the first {answer_tokens} tokens were compared"
+    if ended == 0:
+        return (
+            f"{compared}; none ended within them, so that a form stops where the trained model does was "
+            "checked by its settings alone"
+        )
+    told = [] if ended == prompts else [f"{compared}; {ended} of {prompts} ended within them"]
+    apart = [
+        form
+        for form, found in parity.items()
+        if found["engine"].startswith("llama.cpp") and not found["stops_checked"]
+    ]
+    if apart and "ended" in first:
+        told.append(
+            f"No answer that ended was the same throughout by {', '.join(apart)}: that it stops was checked by its "
+            "settings alone"
+        )
+    return ". ".join(told)
 
 
 def _largest(parity: FormParity) -> str:

@@ -114,6 +114,7 @@ def measure(form: Form, bundle: Path, expected: Expected, limits: Limits) -> For
         given_tokens=len(asked.tally.given),
         renderer_fingerprint=fingerprint,
         stops_checked=asked.stops,
+        ended=sum(reference.ended),
         engine=asked.engine,
         sha256=sha256,
         asked=reference.identity,
@@ -206,10 +207,10 @@ def _check_stops(backend: Backend, reference: Reference, same_rows: Sequence[boo
     longest = max(map(len, reference.answers))
     chosen = [
         (prompt, answer)
-        for prompt, answer, same in zip(
-            reference.prompts, reference.answers, same_rows, strict=True
+        for prompt, answer, same, ended in zip(
+            reference.prompts, reference.answers, same_rows, reference.ended, strict=True
         )
-        if same and len(answer) < longest
+        if same and ended
     ][:FREE_ANSWERS]
     if not chosen:
         return 0

@@ -64,6 +64,7 @@ class FormParity:
         asked: hash of what it was asked; see `Reference.identity`.
         settings: what its settings were held against, key by key, or that it was no longer there.
         weights: how its weights were held against the merged model's; empty where they are quantised.
+        ended: answers of the trained model that ended within the tokens that were compared.
     """
 
     form: str
@@ -90,6 +91,7 @@ class FormParity:
     seconds: float = 0.0
     settings: str = ""
     weights: str = ""
+    ended: int | None = None
 
     @property
     def perplexity_ratio(self) -> float | None:

@@ -65,6 +65,7 @@ class Reference:
         starts: where each row's answer starts.
         logits: (positions, vocabulary) float32, of all rows' answer tokens in order: the entry for
             `row[p]` is computed from `row[:p]`.
+        answer_tokens: longest answer; a shorter one ended with a stop token.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -72,6 +73,12 @@ class Reference:
     logits: NDArray[np.float32]
     given: Given = Given((), ())
     given_logprob: float | None = None
+    answer_tokens: int = 0
+
+    @property
+    def ended(self) -> tuple[bool, ...]:
+        """For each answer, whether it ended by itself."""
+        return tuple(len(answer) < self.answer_tokens for answer in self.answers)
 
     @property
     def answers(self) -> tuple[tuple[int, ...], ...]:
@@ -209,6 +216,7 @@ def _read(folder: Path) -> Reference:
         np.load(folder / LOGITS, mmap_mode="r"),
         Given(tuple(map(tuple, found["given_rows"])), tuple(found["given_starts"])),
         found["given_logprob"],
+        found["answer_tokens"],
     )
 
 

@@ -357,6 +357,7 @@ def _seal(plan: ExportPlan, at: Run, measured: Mapping[Form, FormParity]) -> Exp
     facts = {
         "forms": {form: PATHS[form] for form in measured},
         "parity": {form: parity.as_dict() for form, parity in measured.items()},
+        "answer_tokens": plan.answer_tokens,
         **plan.renderer.as_facts(),
         "base": {"name": plan.base.name, "sha256": plan.base.sha256},
         "name": plan.name,

@@ -33,38 +33,38 @@ __all__ = [
 _CAUSES = {
     errno.ENOSPC: (
         "the disk is full",
-        "free some space, or name another place (`workspace` in a recipe)",
+        "free some space, or name another place (--out, or `workspace` in a recipe)",
     ),
     errno.EDQUOT: (
         "your quota on this disk is used up",
-        "free some space, or name another place (`workspace` in a recipe)",
+        "free some space, or name another place (--out, or `workspace` in a recipe)",
     ),
-    errno.EROFS: ("the file system is read-only", "name another place (`workspace` in a recipe)"),
+    errno.EROFS: ("the file system is read-only", "name another place (--out, or `workspace` in a recipe)"),
     errno.EACCES: (
         "you have no permission to write there",
-        "change its owner or name another place (`workspace` in a recipe)",
+        "change its owner or name another place (--out, or `workspace` in a recipe)",
     ),
     errno.EPERM: (
         "you have no permission to write there",
-        "change its owner or name another place (`workspace` in a recipe)",
+        "change its owner or name another place (--out, or `workspace` in a recipe)",
     ),
-    errno.ENOTDIR: ("a part of the path is a file", "name another place (`workspace` in a recipe)"),
+    errno.ENOTDIR: ("a part of the path is a file", "name another place (--out, or `workspace` in a recipe)"),
     errno.EISDIR: (
         "a folder stands where the file should be",
-        "name another place (`workspace` in a recipe)",
+        "name another place (--out, or `workspace` in a recipe)",
     ),
     errno.EEXIST: (
         "a file stands where the folder should be",
-        "name another place (`workspace` in a recipe)",
+        "name another place (--out, or `workspace` in a recipe)",
     ),
     errno.EFBIG: (
         "the file is larger than this system allows",
-        "name another place (`workspace` in a recipe)",
+        "name another place (--out, or `workspace` in a recipe)",
     ),
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
     errno.ENOENT: (
         "no such folder can be made there, or it was removed meanwhile",
-        "name another place (`workspace` in a recipe)",
+        "name another place (--out, or `workspace` in a recipe)",
     ),
     errno.ENAMETOOLONG: (
         "a name in the path is longer than the file system allows",
@@ -72,7 +72,7 @@ _CAUSES = {
     ),
     errno.ELOOP: (
         "a link in the path leads back to itself",
-        "name another place (`workspace` in a recipe)",
+        "name another place (--out, or `workspace` in a recipe)",
     ),
 }
 

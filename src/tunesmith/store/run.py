@@ -32,6 +32,7 @@ __all__ = ["Run"]
 CLAIM = "run.json"
 LOCK = ".lock"
 SCRATCH = "scratch"
+_ANOTHER = "choose another place (--out, or `name` in a recipe)"
 
 
 class Run:
@@ -109,7 +110,7 @@ class Run:
             raise BusyError(
                 f"{place} is being written by another process",
                 why="its lock is held",
-                fix="wait for it to end, or use another `workspace` or `name`",
+                fix=f"wait for it to end, or {_ANOTHER}",
             ) from error
         try:
             # Once more under the lock: another process may have sealed it in between.
@@ -256,7 +257,7 @@ def _refuse_used(place: Path, found: Mapping[str, Any] | None, key: str, *, resu
         raise UsedDirectoryError(
             f"{place} holds a finished run",
             why="a sealed artifact is never overwritten",
-            fix="use it as it is, choose another `workspace` or `name`, or delete the folder",
+            fix=f"use it as it is, {_ANOTHER}, or delete the folder",
         )
     if found is None:
         with os.scandir(place) as entries:
@@ -267,17 +268,17 @@ def _refuse_used(place: Path, found: Mapping[str, Any] | None, key: str, *, resu
             raise UsedDirectoryError(
                 f"{place} is not empty",
                 why="it holds files that no tunesmith run made",
-                fix="choose another `workspace` or `name`, or empty the folder",
+                fix=f"{_ANOTHER}, or empty the folder",
             )
     elif found.get("key") != key:
         raise UsedDirectoryError(
             f"{place} holds an unfinished run with other inputs",
             why="going on with other data or settings would mix two runs",
-            fix="restore its settings and resume it, choose another `name`, or delete the folder",
+            fix=f"restore its settings and resume it, {_ANOTHER}, or delete the folder",
         )
     elif not resume:
         raise UsedDirectoryError(
             f"{place} holds an unfinished run",
             why="it was interrupted before it was sealed",
-            fix="go on with `--resume`, choose another `name`, or delete the folder",
+            fix=f"go on with `--resume`, {_ANOTHER}, or delete the folder",
         )

@@ -11,6 +11,7 @@ import click
 
 from tunesmith.cli.data.growing import refuse_stdout
 from tunesmith.cli.data.reading import Reading, reading_options
+from tunesmith.cli.data.split import warn_of_leaks
 from tunesmith.cli.options import Asked, json_option, processes_option
 from tunesmith.cli.screen import console, note, print_json, table, where
 from tunesmith.errors import counted
@@ -235,6 +236,7 @@ def _tell(result: CleanResult) -> None:
     ]
     if rows:
         table(("what", "rule", "rows", "for example"), rows, right=(2,), to=console(stderr=True))
+    warn_of_leaks(result.dropped.get("contamination", 0), result.rows_in)
     note(
         f"{counted(result.rows_in, 'row')} in = {result.rows_out} out + {sum(result.dropped.values())} dropped; "
         f"{result.rows_changed} of those out were changed"

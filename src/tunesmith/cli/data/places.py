@@ -9,6 +9,7 @@ import click
 
 from tunesmith.cli.data.reading import Reading
 from tunesmith.cli.options import Asked
+from tunesmith.errors import MissingError
 
 if TYPE_CHECKING:
     from tunesmith.config import Recipe
@@ -43,7 +44,16 @@ def resolve(
     is_recipe = path.suffix in (".yaml", ".yml") or is_bare
     more = () if reading is None else reading.sets
     asked = Asked((place,) if is_recipe else (), (*sets, *more))
-    recipe = asked.load("data")
+    try:
+        recipe = asked.load("data")
+    except MissingError as error:
+        if not is_bare:
+            raise
+        raise MissingError(
+            f"there is nothing at {place!r}",
+            why="it is no file, no folder, and no recipe that ships with tunesmith",
+            fix="name a file with rows, the folder of a sealed dataset, or a recipe's file",
+        ) from error
     if is_recipe:
         return recipe, pipeline.find(recipe, "data", spelled=asked.spelled("data")).dir
     return recipe, path

@@ -16,12 +16,14 @@ from tunesmith.cli.options import json_option, processes_option
 from tunesmith.cli.screen import note, print_json, table, where
 from tunesmith.errors import counted
 
-__all__ = ["print_report", "split"]
+__all__ = ["print_report", "split", "warn_of_leaks"]
 
 _MAX_SHARE = 0.5
 """What `data.test_ratio` and `data.validation_ratio` must be under."""
 _SHOWN_FILES = 10
 _SHOWN_REASONS = 5
+_LEAKS = ("contamination", "passage-overlap", "near-overlap")
+_MANY_LEAKS = 0.1
 _POLICY = click.Choice(["report", "refuse", "drop_from_train"])
 
 
@@ -213,9 +215,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
         rows.append((f"mixed: {name} (each row {share['repeats']:g} times)", share["in_mix"]))
     table(("rows", "number"), [*rows, ("sealed", kept)], right=(1,))
     near = report["near_overlaps"]
-    warn_of_leaks(
-        near["found"] + sum(dropped.get(rule, 0) for rule in _LEAKS), report["rows_read"], folder
-    )
+    n_leaks = near["found"] + sum(dropped.get(rule, 0) for rule in _LEAKS)
+    warn_of_leaks(n_leaks, report["rows_read"])
     if near["found"]:
         n_near = counted(near["found"], "row")
         passages = " or a passage" if near.get("passages_of_words") else ""
@@ -231,14 +232,13 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
     _print_score(report)
 
 
-def warn_of_leaks(n_leaks: int, n_rows: int, folder: Path) -> None:
+def warn_of_leaks(n_leaks: int, n_rows: int) -> None:
     """Say loudly that so many rows leak that it may be their form that they share with the others."""
     if n_leaks <= _MANY_LEAKS * n_rows:
         return
     note(
-        f"warning: {n_leaks:,} of {counted(n_rows, 'row')} ({n_leaks / n_rows:.0%}) hold what a held-out or "
-        f"benchmark row holds; unless that is so, it is their form that they share: read the reasons in "
-        f"{where(folder)} before you go on"
+        f"warning: {n_leaks:,} of {counted(n_rows, 'row')} ({n_leaks / n_rows:.0%}) hold what a held-out "
+        "or benchmark row holds; look at some of them: it may be a form that all rows have"
     )
 
 

@@ -85,7 +85,8 @@ class Boilerplate:
 
 def _places(text: NDArray[uint64]) -> NDArray[uint64]:
     """The counter of each short passage of a text: the leading bits of its hash."""
-    return passages_of(text, _SHORT) >> numpy().uint64(64 - _COUNTERS)
+    places: NDArray[uint64] = passages_of(text, _SHORT) >> numpy().uint64(64 - _COUNTERS)
+    return places
 
 
 def own_passages(
