@@ -199,6 +199,7 @@ def scored(items: list[planted.Item], kept: set[int]) -> dict[str, Any]:
 def report(records: list[dict[str, Any]]) -> str:
     """The table, from the journal alone."""
     lines = ["# Near-duplicates: what each tool finds of what was planted", ""]
+    lines += ["Made by `make bench-data` (`benchmarks/data/dedup.py`) from `dedup.jsonl`.", ""]
     lines += [f"Not in the table: {why}." for why in ABSENT.values()]
     loaded = any(record["loaded"] for record in records)
     if loaded:

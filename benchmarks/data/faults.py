@@ -350,6 +350,7 @@ def report(records: list[dict[str, Any]]) -> str:
     last = {record["contestant"]: record for record in records}
     good = {name: record for name, record in last.items() if "faults" in record}
     lines = ["# Planted faults: what each tool says of them", ""]
+    lines += ["Made by `make bench-data` (`benchmarks/data/faults.py`) from `faults.jsonl`.", ""]
     lines += ["Each cell: found of those put to the tool, and how many of them with their row. "]
     lines[-1] += "Found is what is refused, or what the tool says something of that it does not "
     lines[-1] += "say of the good rows alone; a row is named by its number or by its text."

@@ -242,6 +242,10 @@ def report(
     """The tables, from the journals alone; the last run of each tool and size counts."""
     last = {(record["rows_in"], record["contestant"]): record for record in records}
     lines = ["# From rows to a dataset: each tool's nearest to read, check, split and seal", ""]
+    lines += [
+        "Made by `make bench-data` (`benchmarks/data/pipeline.py`) from `pipeline.jsonl`.",
+        "",
+    ]
     lines += ["Generated rows (`pipeline.py` says which); memory is the sum over all processes at "]
     lines[-1] += "its highest. A tool's row says nothing of the steps that it does not have: the "
     lines[-1] += "second table names them. Seconds after a stage count from the start."

@@ -119,6 +119,7 @@ def cpu_seconds() -> float:
 
 def table(found: list[dict]) -> str:
     head = "| form | MB | CPU seconds | peak GB | greedy agreement | mean KL (nats) |\n|---|--:|--:|--:|--:|--:|\n"
+    head = f"Made by `python benchmarks/export/other_forms.py GEOQUERY`.\n\n{head}"
     return head + "".join(
         f"| `{f['form']}` | {f['megabytes']:.0f} | {f['write_cpu_seconds']:.0f} | {f['write_peak_gb']:.1f} "
         f"| {f['greedy_agreement']:.3f} | {f['mean_kl']:.2g} |\n"

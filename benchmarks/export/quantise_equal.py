@@ -108,6 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     llama = library(args.library)
     head = (
+        "Made by `python benchmarks/export/quantise_equal.py MODEL-F32.gguf --importance importance.gguf`.\n\n"
         "| source | type | importance | our bytes | llama.cpp's | equal | bits/weight | tensors | our CPU s | llama.cpp's |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )

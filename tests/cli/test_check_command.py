@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import tunesmith.cli.check  # noqa: F401
 from tunesmith.cli import main as door
 from tunesmith.errors import ModelError
+from tunesmith.store import Run
+from tunesmith.telemetry import progress
+
+command = sys.modules["tunesmith.cli.check"]
 
 
 def run(capsys, *args):
@@ -55,6 +64,25 @@ def test_a_place_without_a_model_is_one_clear_error(capsys, tmp_path):
     code, _, err = run(capsys, tmp_path / "none")
     assert code == 5
     assert "there is nothing at" in err
+
+
+def test_the_bar_counts_the_models_bytes_however_often_each_is_read(capsys, tmp_path, monkeypatch):
+    with Run.open(tmp_path / "run", "train", inputs={}) as at:
+        save_file({"x": np.ones(2_000_000, np.float32)}, at.path("model/model.safetensors"))
+        at.finish({})
+    monkeypatch.setattr(command, "_LONG_BYTES", 1)
+    bars = []
+
+    @contextmanager
+    def kept(title, total, **more):
+        with progress(title, total, **more) as bar:
+            bars.append(bar)
+            yield bar
+
+    monkeypatch.setattr("tunesmith.telemetry.progress", kept)
+    _, _, err = run(capsys, tmp_path / "run", "--values")
+    assert "checking: 8 MB" in err
+    assert (bars[0].total, bars[0].done) == (8, 8)
 
 
 def test_names_that_steer_a_terminal_are_spelled_out(capsys, gguf):

@@ -77,6 +77,21 @@ def test_a_remedy_names_keys_in_full_so_that_it_can_be_given_as_it_stands(
     assert call(*remedy, "--dry-run") == 0
 
 
+def test_commands_without_a_recipe_name_no_recipe(here, capsys):
+    examples(here)
+    words = ("data", "split", "examples.jsonl", "--out", "sp", "--test", "5", "--validation", "5")
+    assert call(*words) == 0
+    assert (here / "sp/README.md").read_text().count("# examples\n") == 1
+    for file in (here / "sp").iterdir():
+        assert str(here) not in file.read_text(), file
+    assert call(*words) == 7
+    assert "--out" in capsys.readouterr().err
+    assert call("data", "diff", "sp", "nofile") == 5
+    said = capsys.readouterr().err
+    assert "there is nothing at 'nofile'" in said
+    assert "no recipe file" not in said
+
+
 def test_init_never_overwrites(here, capsys):
     (here / "recipe.yaml").write_text("name: precious\n")
     assert call("init") == 7

@@ -72,7 +72,7 @@ def test_the_latest_rows_are_held_out_and_other_ways_are_refused_beside_it(rows,
         (("--test", "0.5"), 2, "0.5 is neither a number of rows"),
         (("--test", "0.7"), 2, "over 0, under 0.5"),
         (("--processes", "0"), 2, "x>=1"),
-        (("--group", "nobody"), 3, "the field 'nobody' is missing"),
+        (("--group", "nobody"), 3, "no field 'nobody' in the rows"),
         (("--test", "63"), 3, "cannot be split"),
     ],
 )

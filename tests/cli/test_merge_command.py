@@ -14,6 +14,7 @@ from tunesmith.cli.main import main
 from tunesmith.config import ModelConfig
 from tunesmith.models.load import load_model, resolve_base, save_model
 from tunesmith.store import Artifact, lineage
+from tunesmith.store.signatures import is_signed_by
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,15 @@ def test_a_merge_is_exported_as_a_bundle_that_is_proved_to_be_it(models, tmp_pat
     assert str(models) not in readme
     assert bundle.read_json("parity.json")["reference"].startswith("merged weights")
     assert Artifact.open(tmp_path / "out").sha256 in {parent.sha256 for parent in bundle.parents}
+    # The key is no part of the bundle: the one that is there is signed, and its place is told nowhere.
+    key = tmp_path / "keys" / "mine.pem"
+    assert call(capsys, "sign", "--new-key", str(key))[0] == 0
+    words += ["--set", f"export.signing_key={key}", "--base", str(models / "base")]
+    code, text, err = call(capsys, *words, "--out", str(tmp_path / "out"), "--json")
+    assert code == 0, err
+    assert Path(json.loads(text)["export"]["directory"]) == bundle.dir
+    assert is_signed_by(bundle.dir, key)
+    assert str(key.parent) not in (bundle.dir / "manifest.json").read_text(encoding="utf-8")
 
 
 def ending(place: Path, text: str) -> Path:

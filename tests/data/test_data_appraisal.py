@@ -154,6 +154,17 @@ def test_a_model_folder_counts_by_its_tokenizer_and_not_by_its_place(tmp_path):
     assert inputs("one") != inputs("two")
 
 
+def test_a_gguf_file_counts_by_its_content_and_not_by_its_place(tmp_path):
+    def inputs(name, content):
+        (tmp_path / name).write_bytes(content)
+        return data.token_inputs(recipe_from({"model": {"base": str(tmp_path / name)}}))
+
+    one = inputs("one.gguf", b"a")
+    assert one == inputs("two.gguf", b"a")
+    assert one != inputs("three.gguf", b"b")
+    assert str(tmp_path) not in str(one)
+
+
 def build(section, folder, model, processes=1, **more):
     recipe = recipe_from({"data": section, "model": {"base": str(model)}, **more})
     inputs = data.token_inputs(recipe)
@@ -170,6 +181,9 @@ def test_a_model_that_is_not_there_leaves_the_checks_in_tokens_out_and_says_why(
     assert "Lengths in tokens and the stop token were not checked: no model at" in card
     (said,) = [one for one in findings_of(result) if one["check"] == "tokens-left-out"]
     assert "no model at" in said["what"]
+    # A dataset is passed on, the names of this machine's folders are not.
+    for path in (tmp_path / "sealed").rglob("*.*"):
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_a_build_tells_the_score_and_what_cost_points(lines, tmp_path):

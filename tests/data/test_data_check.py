@@ -565,6 +565,11 @@ def test_every_finding_is_written_and_those_beyond_the_shown_are_counted(lines, 
     assert result.output.count("html") < 10
 
 
+def test_a_check_says_where_private_data_is_looked_for(faulty):
+    assert "data clean FILE --pii mask --secrets mask" in run(faulty).stderr
+    assert "--pii" not in run(faulty, "--json").output
+
+
 def test_stdin_and_a_file_give_the_same_report(faulty):
     of_file = json.loads(run(faulty, "--json").stdout)
     of_pipe = json.loads(run("-", "--json", input=faulty.read_bytes()).stdout)
@@ -648,4 +653,46 @@ def test_a_text_with_two_classes_is_a_contradiction_and_no_duplicate(name):
     assert [one for one in found if one[0] in ("duplicate", "contradiction")] == [
         ("duplicate", "a:3"),
         ("contradiction", "a:2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "unusable"),
+    [([], 0), (["{", "{"], 2), (['{"x": 1}', '{"x": 2}'], 2), (["{", '{"prompt": "a"}'], 2)],
+)
+def test_a_file_of_which_nothing_can_be_used_scores_nothing(tmp_path, rows, unusable):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows))
+    result = check_places(path)
+    assert (result.n_unusable, result.score.points, result.score.colour) == (unusable, 0, "red")
+    assert sum(reason.points for reason in result.score.reasons) >= 100
+
+
+def test_a_finding_names_the_part_of_a_question_that_has_the_fault(lines):
+    good = {"instruction": "Say it shortly.", "input": "It came late.", "output": "late"}
+    rows = [good, {**good, "input": "<p>It came</p>"}, {**good, "instruction": "Say <p>it</p>."}]
+    found = []
+    check_places(lines("rows.jsonl", rows), each=found.append)
+    assert [(f.where[-1], f.field) for f in found if f.check == "html"] == [
+        ("2", "input"),
+        ("3", "instruction"),
+    ]
+
+
+def test_the_name_of_a_missing_field_is_not_shown_as_its_value(lines):
+    found = []
+    rows = [{"instruction": "a", "output": "b"}] * 3 + [{"instruction": "a"}]
+    check_places(lines("rows.jsonl", rows), each=found.append)
+    (one,) = [f for f in found if "the field 'output' is missing" in f.what]
+    assert (one.field, one.value) == ("output", "")
+
+
+def test_a_refusal_among_answers_in_json_is_named_and_one_that_is_quoted_is_not():
+    quoted = json.dumps({"reply": "I am sorry, I cannot help with that."})
+    rows = [chat(f"Item {n}?", json.dumps({"item": n}), n) for n in range(1, 20)]
+    rows += [chat("Item 20?", "I am sorry, I cannot help with that.", 20), chat("x", quoted, 21)]
+    found = [f for f in check_rows(rows, CheckOptions()) if f.check in ("refusal", "json")]
+    assert [(f.where, f.check) for f in found] == [
+        ("rows.jsonl:20", "refusal"),
+        ("rows.jsonl:20", "json"),
     ]

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tunesmith.cli.data.clean import clean
 from tunesmith.config import CleanConfig
 from tunesmith.data.clean import clean_files
-from tunesmith.data.clean.contamination import Benchmark
+from tunesmith.data.clean.contamination import COMMON_ROWS, Benchmark, Boilerplate, hashes_of
 from tunesmith.data.rows import Row
 from tunesmith.errors import ConfigError
 
@@ -183,3 +183,13 @@ def test_a_file_is_not_held_against_itself(lines, tmp_path):
     path = lines("rows.jsonl", [{"prompt": "Which river is it?", "completion": "Yellowstone"}])
     with pytest.raises(ConfigError, match=r"rows\.jsonl is to be cleaned"):
         clean_files([path], CleanConfig(against=(str(tmp_path),)), out=None)
+
+
+def test_a_row_that_says_a_thing_often_is_one_row_of_those_that_share_it():
+    words = hashes_of(f"{PASSAGE} and then once more {PASSAGE} " * 5)
+    counted = Boilerplate()
+    for _ in range(COMMON_ROWS):
+        counted.see([words, words])
+    assert not counted.holds(words).any()
+    counted.see([words])
+    assert counted.holds(words).all()

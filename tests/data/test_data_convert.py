@@ -16,7 +16,7 @@ from rows_of_text import rows_in
 from tunesmith import data
 from tunesmith.cli.data.convert import convert as command
 from tunesmith.data.conversion import Target, convert
-from tunesmith.data.schemas import SCHEMAS
+from tunesmith.data.schemas import SCHEMAS, Options
 from tunesmith.errors import ConfigError, DataError, MissingError, StorageError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -63,6 +63,25 @@ def test_each_loss_is_counted_with_its_first_row(lines, tmp_path):
     assert (made.lost[what].rows, made.lost[what].first) == (2, f"{tmp_path / 'b.jsonl'}:1")
     assert json.loads(made.lost[what].example) == PAIR
     assert made.written == 3
+
+
+def test_an_instruction_and_its_input_stay_two_fields(lines, tmp_path):
+    rows = [
+        {
+            "instruction": "Sort.\n\nNow!",
+            "input": "b \u00e9",
+            "output": "x",
+            "history": [["a", "b"]],
+        },
+        {"instruction": "Sort.", "input": "", "output": "x"},
+        {"task": "Sort.", "input": "b", "output": "x"},
+    ]
+    out = tmp_path / "o.jsonl"
+    convert([lines("a.jsonl", rows[:2])], Target("instruction", str(out)))
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows[:2]
+    mapped = Options(mapping={"instruction": "task"})
+    convert([lines("b.jsonl", rows[2:])], Target("instruction", str(out)), options=mapped)
+    assert json.loads(out.read_text()) == {"instruction": "Sort.", "input": "b", "output": "x"}
 
 
 def test_strict_refuses_a_loss_and_writes_nothing(lines, tmp_path):

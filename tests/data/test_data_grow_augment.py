@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from random import Random
@@ -248,6 +249,13 @@ def test_new_names_are_fresh_and_different(seed):
     assert names
     assert len(set(folded)) == len(folded)
     assert not set(folded) & {*COLUMNS, *columns, "label"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_table_gets_no_name_of_a_column_nor_a_column_one_of_a_table(seed):
+    names = draw_names(["branches"], ["zorp"], [], Random(seed))
+    assert not re.search("col|field|value", names.get("branches", ""))
+    assert not re.search("table|list|rows|all", names.get("zorp", ""))
 
 
 def test_other_names_hold_the_words_of_the_name_or_synonyms():

@@ -79,11 +79,27 @@ def test_a_histogram_holds_every_length_once(counts):
     found = Lengths.of(counts)
     assert sum(n for *_, n in found.bins) == found.n == sum(counts.values())
     assert len(found.bins) <= 24
-    assert found.bins[0][0] == 0
+    assert found.bins[0][0] <= found.least
     assert all(a[1] == b[0] for a, b in zip(found.bins, found.bins[1:], strict=False))
     flat = sorted(length for length, n in counts.items() for _ in range(n))
     assert found.median == flat[(len(flat) + 1) // 2 - 1]
     assert found.least <= found.median <= found.p95 <= found.most
+
+
+@pytest.mark.parametrize(("lengths", "start"), [(range(170, 190), 170), (range(5, 190), 0)])
+def test_a_histogram_begins_where_its_lengths_do_when_they_are_far_from_zero(lengths, start):
+    found = Lengths.of(dict.fromkeys(lengths, 2))
+    assert found.bins[0][0] == start
+    assert found.bins[-1][2] > 0
+
+
+def test_what_marks_say_is_above_the_columns_and_not_over_each_other(lines):
+    rows = [{"prompt": "a" * (180 + n % 9), "completion": "b"} for n in range(40)]
+    html = page(stats(open_place(lines("a.jsonl", rows))))
+    heights = re.findall(r'<text class="mark" x="[\d.]+%" y="(-?\d+)"', html)
+    assert len(heights) >= 4
+    assert all(int(high) < 0 for high in heights)
+    assert all(abs(int(a) - int(b)) >= 12 for a, b in zip(heights[::2], heights[1::2], strict=True))
 
 
 def test_the_page_is_inert_and_shows_hostile_text_as_text(lines, tmp_path):

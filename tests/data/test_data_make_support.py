@@ -91,6 +91,51 @@ def test_each_form_of_question_is_found_with_its_answer(faq):
     assert found["Who are you?"] == "A small shop in a small town."
 
 
+FOLDED = """\
+## Before?
+
+Yes, before.
+
+<details><summary>Only one?</summary>
+
+One is enough.
+</details>
+
+<details open><summary><b>On one line?</b></summary>All of it.</details>
+
+<DETAILS>
+  <summary>
+    Over several
+    lines?
+  </summary>
+
+All lines count.</details>
+
+<details><summary>Nothing?</summary></details>
+
+<details><summary>Never
+closed?
+
+It ends with its paragraph.
+"""
+
+
+def test_questions_that_fold_are_rows_as_github_writes_them_or_are_counted(tmp_path):
+    path = tmp_path / "folded.md"
+    path.write_text(FOLDED, encoding="utf-8")
+
+    made = make_support(path)
+
+    assert by_question(made) == {
+        "Before?": "Yes, before.",
+        "Only one?": "One is enough.",
+        "On one line?": "All of it.",
+        "Over several lines?": "All lines count.",
+        "Never closed?": "It ends with its paragraph.",
+    }
+    assert [(one.what, one.where) for one in made.dropped] == [("Nothing?", "folded.md:20")]
+
+
 def test_links_code_and_parts_below_stay_exactly_and_definitions_come_along(faq):
     answer = by_question(make_support(faq))["How do I reset my password?"]
 

@@ -89,3 +89,9 @@ def test_rows_that_cannot_be_split_are_told_in_the_singular(seal, lines):
     with pytest.raises(DataError) as caught:
         seal({"source": {"kind": "files", "train": str(lines("a.jsonl", [row]))}})
     assert "1 row in 1 group cannot be split: 1 row is wanted for" in caught.value.what
+
+
+@pytest.mark.parametrize("key", ["html", "clean.html", "data.clean.html"])
+def test_a_setting_of_a_cleaning_may_be_named_in_full_or_in_part(rows, key):
+    run = CliRunner().invoke(clean, [rows, *FIELDS, "--dry-run", "--set", f"{key}=strip"])
+    assert run.exit_code == 0, run.exception

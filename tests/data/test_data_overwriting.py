@@ -51,3 +51,29 @@ def test_what_an_earlier_cleaning_kept_is_not_cleaned_into_its_own_folder(tmp_pa
             clean_files([again], config, out=out)
     assert (out / "dropped.jsonl").read_text() == dropped != ""
     clean_files([path], config, out=out)
+
+
+def test_what_was_cleaned_of_another_file_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(f"{json.dumps(ROW)}\n" * 2)
+    config, out = CleanConfig(exact="drop"), tmp_path / "out"
+    clean_files(["a.jsonl"], config, out=out)
+    dropped = (out / "dropped.jsonl").read_text()
+    with pytest.raises(UsedDirectoryError, match=r"out holds what was cleaned of a\.jsonl"):
+        clean_files(["b.jsonl"], config, out=out)
+    assert (out / "dropped.jsonl").read_text() == dropped != ""
+    clean_files([tmp_path / "a.jsonl"], CleanConfig(), out=out)
+    assert (out / "dropped.jsonl").read_text() == ""
+
+
+def test_a_file_that_is_replaced_is_named(tmp_path, capsys):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text(f"{json.dumps(ROW)}\n")
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main(["data", "convert", str(path), "--to", "instruction", "--out", str(out)])
+        said.append(capsys.readouterr().err)
+    assert "is there already" not in said[0]
+    assert f"{out} is there already, and is replaced" in said[1]

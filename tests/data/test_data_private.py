@@ -334,3 +334,11 @@ def test_stand_ins_go_on_after_those_of_the_row():
     given_out = StandIns("[PHONE_7] and [EMAIL_2]")
     assert given_out.of(Span(0, 1, "phone", "1")) == "[PHONE_8]"
     assert given_out.of(Span(0, 1, "email", "x")) == "[EMAIL_3]"
+
+
+@pytest.mark.parametrize(
+    "before", ["Customer", "Our Sales Manager", "Both. In May", "Thomas Cook Travel, then Customer"]
+)
+def test_a_full_name_beside_other_personal_data_is_found_after_words_with_capitals(before):
+    text = f"{before} Anna Berg wrote from anna.berg@example.org about it"
+    assert "Anna Berg" in [span.text for span in find(text) if span.kind == "name"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith import data
 from tunesmith.data.power import DIFFERING, detectable_points, what_the_test_can_tell
 from tunesmith.data.rows import Row
 from tunesmith.data.split import (
@@ -25,6 +26,7 @@ from tunesmith.data.split import (
     together,
 )
 from tunesmith.errors import ConfigError, DataError
+from tunesmith.store import Artifact
 
 
 def row(prompt, answer="a", place=1, **meta):
@@ -415,3 +417,30 @@ def test_seconds_in_a_table_are_a_time(seal, tmp_path):
 def test_a_text_of_opening_quotes_is_read_in_time_that_grows_with_its_length():
     assert template_of("“" * 200_000) == "“" * 200_000
     assert template_of("say “one“ two” here") == template_of("say “one“ three” here")
+
+
+@pytest.mark.parametrize("setting", ["stratify", "group", "field"])
+def test_a_misspelled_field_to_split_by_is_one_problem_with_its_near_miss(lines, seal, setting):
+    rows = [{"prompt": f"Item {n}?", "completion": "y", "branch": str(n % 3)} for n in range(30)]
+    split = {setting: "brnch", **({"kind": "time"} if setting == "field" else {})}
+    with pytest.raises(DataError) as caught:
+        seal({**files(train=lines("a.jsonl", rows)), "split": split})
+    said = str(caught.value.what)
+    assert "1 problem in the data" in said
+    assert f"data.split.{setting}: no field 'brnch'" in said
+    assert "did you mean 'branch'" in said
+    rows[20].pop("branch")
+    with pytest.raises(DataError, match=r"b\.jsonl:21: the field 'branch' is missing"):
+        seal({**files(train=lines("b.jsonl", rows)), "split": {"stratify": "branch"}}, name="b")
+
+
+def test_where_a_dataset_lies_changes_none_of_its_files(lines, tmp_path):
+    place = lines("a.jsonl", examples(60))
+    folders = [tmp_path / "one", tmp_path / "deeper" / "other"]
+    for folder in folders:
+        data.split_files([place], folder)
+    one, other = (Artifact.open(folder, "data") for folder in folders)
+    assert one.files == other.files
+    report = one.read_json("report.json")
+    assert [file["path"] for file in report["files"]] == ["a.jsonl"]
+    assert report["card"]["title"] == "a"

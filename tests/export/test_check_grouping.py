@@ -54,7 +54,15 @@ def test_a_few_tensors_with_the_same_fault_are_told_one_by_one(check, tmp_path):
     assert all(f"layer.0{number}.weight" in text for number in range(5))
 
 
-def test_where_findings_are_left_out_the_rest_is_not_counted_as_one(check, tmp_path):
+def test_json_has_every_tensor_of_a_large_adapter_that_is_wrong(check, tmp_path):
+    text, found = check(broken(tmp_path / "model.safetensors", 420))
+    assert len({one["where"] for one in found if one["check"] == "values-finite"}) == 420
+    assert "and 417 more" in text
+    assert "420 errors" in text
+
+
+def test_where_findings_are_left_out_the_rest_is_not_counted_as_one(check, tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.export.check.report._MOST_OF_A_KIND", 20)
     text, found = check(broken(tmp_path / "model.safetensors", 40))
     assert "the rest is left out" in found[-1]["what"]
     assert "and 17 or more more" not in text

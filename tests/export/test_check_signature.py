@@ -145,5 +145,14 @@ def test_the_bar_counts_what_the_signature_makes_it_read_again(sealed, keys):
     options = CheckOptions(public_key=keys / "mine.pem.pub", advance=read.append)
     signatures.sign(sealed, keys / "mine.pem")
     check_model(sealed, options)
-    plain = bytes_to_read(sealed, CheckOptions())
-    assert plain < sum(read) <= bytes_to_read(sealed, options)
+    size, plain = bytes_to_read(sealed, CheckOptions())
+    assert size == sum(file.stat().st_size for file in sealed.rglob("*") if file.is_file())
+    assert plain < sum(read) <= bytes_to_read(sealed, options)[1]
+
+
+def test_a_key_that_is_not_there_is_told_before_anything_is_read(sealed, tmp_path):
+    read: list[int] = []
+    options = CheckOptions(public_key=tmp_path / "none.pub", advance=read.append)
+    with pytest.raises(MissingError, match="no public key"):
+        check_model(sealed, options)
+    assert read == []

@@ -7,6 +7,7 @@ import shutil
 import struct
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import forked
@@ -32,8 +33,10 @@ from tunesmith.export.stage import sign_sealed
 from tunesmith.models.adapters import load_trained
 from tunesmith.models.chat import ChatRenderer
 from tunesmith.store import MANIFEST, Artifact, Run, failpoints, signatures
+from tunesmith.telemetry import progress
 
 slow = pytest.mark.slow
+LOOSE = {"greedy_agreement": 0.5, "mean_kl": 9.0, "perplexity_ratio": 9.0}
 
 
 # -- what is sealed ------------------------------------------------------------------------------
@@ -55,16 +58,48 @@ def test_every_form_is_sealed_and_equal_to_the_trained_model(bundle):
         assert parity[form]["same_answers"] == 1.0
         assert parity[form]["mean_kl"] < 1e-3
         assert (parity[form]["prompts"], parity[form]["positions"]) == (4, 24)
+        assert (parity[form]["ended"], artifact.facts["answer_tokens"]) == (0, 6)
     assert parity["adapter"]["max_abs_dlogit"] == 0.0
     assert 0 < parity["merged"]["max_abs_dlogit"] < 0.5
     assert parity["gguf-q8_0"]["mean_kl"] > parity["gguf-f16"]["mean_kl"] > 0
     assert {"tokenizer/tokenizer.json", "Modelfile", "README.md"} <= set(artifact.files)
     assert not any(name.startswith("scratch") for name in artifact.files)
+    for name in [*artifact.files, MANIFEST, "run.json"]:
+        # No folder of this machine goes out with it.
+        assert str(artifact.dir.parent.parent).encode() not in (artifact.dir / name).read_bytes()
     certificate = artifact.read_json("parity.json")
     for form, figures in certificate["forms"].items():
         assert {**parity[form], "facts": figures["facts"]} == figures
         for name, digest in figures["sha256"].items():
             assert artifact.files[name].sha256 == digest
+
+
+@slow
+def test_the_bar_weighs_parts_by_what_they_cost_and_ends_at_its_total(bench, tmp_path, monkeypatch):
+    bars, steps = [], []
+
+    @contextmanager
+    def kept(title, total, **more):
+        with progress(title, total, **more) as bar:
+            bars.append(bar)
+            plain = bar.advance
+
+            def advance(count=1, note=None):
+                steps.append(count)
+                plain(count, note)
+
+            monkeypatch.setattr(bar, "advance", advance)
+            yield bar
+
+    monkeypatch.setattr("tunesmith.export.stage.progress", kept)
+    bench.export(tmp_path / "export", forms=["merged"], limits={"merged": LOOSE})
+    assert bars[0].done == bars[0].total == sum(steps)
+    assert steps.count(1) == 8  # of each prompt its answer, and its logits
+    exact = {"greedy_agreement": 1.0, "mean_kl": 0.0, "perplexity_ratio": 1.0}
+    with pytest.raises(ParityError):
+        bench.export(tmp_path / "again", forms=["merged"], limits={"merged": exact})
+    bench.export(tmp_path / "again", forms=["merged"], limits={"merged": LOOSE}, resume=True)
+    assert bars[-1].done == bars[-1].total
 
 
 @slow

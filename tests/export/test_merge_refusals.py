@@ -175,6 +175,26 @@ def test_a_result_inside_of_a_model_is_refused(merging, tmp_path):
     assert sorted(place.rglob("*")) == before
 
 
+def test_a_result_inside_of_a_sealed_artifact_is_refused(merging, tmp_path):
+    run(
+        Asked(
+            models=(str(merging.models[0].dir),),
+            out=tmp_path / "sealed",
+            base=str(merging.base.dir),
+        )
+    )
+    (tmp_path / "manifest.json").write_text("{}")  # of another program
+    assert run(
+        Asked(
+            models=(str(merging.models[0].dir),), out=tmp_path / "two", base=str(merging.base.dir)
+        )
+    )
+    out = tmp_path / "sealed/model/more"
+    text = refused(out, merging.models[:2], UsedDirectoryError, base=str(merging.base.dir))
+    assert f"lies in the sealed {tmp_path / 'sealed'}" in text
+    assert not out.exists()
+
+
 def test_a_model_that_is_named_twice_is_noted(merging, tmp_path):
     place = str(merging.adapters[0].dir)
     asked = Asked(models=(place, place), out=tmp_path / "out", base=str(merging.base.dir))

@@ -403,8 +403,12 @@ def test_a_token_file_with_more_than_a_token_is_refused_unspoken(hub, sealed, tm
 
 def test_wrong_tokens_names_and_forms_are_told(hub, sealed, tmp_path, monkeypatch):
     (tmp_path / "token").write_text("wrong\n")
-    with pytest.raises(MissingError, match="could not be pushed"):
+    with pytest.raises(
+        ConfigError, match="does not let this access token push to me/tiny"
+    ) as caught:
         push(sealed, "me/tiny", endpoint=hub.url, token_file=tmp_path / "token")
+    assert "401: the token is wrong or expired" in caught.value.why
+    assert "HF_TOKEN" in caught.value.fix
     for name in ("tiny", "me/../x/y", "https://host/me/tiny"):
         with pytest.raises(ConfigError, match="is no name of a repository"):
             push(sealed, name, endpoint=hub.url)

@@ -15,20 +15,31 @@ pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "02-messy-files-to-a-dataset"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """What `run.sh` writes, and what it prints."""
-    folder = tmp_path_factory.mktemp("messy") / "made"
+def run(folder):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    found = subprocess.run(
+    return subprocess.run(
         [EXAMPLE / "run.sh", folder],
         env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What `run.sh` writes, and what it prints."""
+    folder = tmp_path_factory.mktemp("messy") / "made"
+    found = run(folder)
     assert found.returncode == 0, found.stderr
     return folder, found.stdout + found.stderr
+
+
+def test_it_runs_a_second_time(made):
+    before = (made[0] / "dataset" / "train.jsonl").read_bytes()
+    again = run(made[0])
+    assert again.returncode == 0, again.stderr
+    assert (made[0] / "dataset" / "train.jsonl").read_bytes() == before
 
 
 def rows(path):

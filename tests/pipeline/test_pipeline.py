@@ -19,6 +19,7 @@ from tunesmith.errors import (
     ConfigError,
     DataError,
     EnvironmentProblem,
+    InterruptedRun,
     MissingError,
     TunesmithError,
     UsedDirectoryError,
@@ -212,6 +213,27 @@ def test_a_refused_stage_leaves_no_folder_behind(tmp_path):
     with pytest.raises(DataError):
         build(recipe_of(tmp_path))
     assert list((tmp_path / "runs/sums").iterdir()) == []
+
+
+@pytest.mark.parametrize("n_files", [0, 1])
+def test_a_stage_that_ctrl_c_ends_says_how_to_go_on(tmp_path, monkeypatch, n_files):
+    def stopped(_stage, _recipe, at, *_others):
+        for number in range(n_files):
+            at.write_text(f"part-{number}", "whole")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunesmith.pipeline.stages._call", stopped)
+    with pytest.raises(InterruptedRun, match="'data' was stopped") as caught:
+        build(recipe_of(tmp_path))
+    assert ("--resume for `tunesmith data build`" in caught.value.fix) == bool(n_files)
+    assert len(list((tmp_path / "runs/sums").iterdir())) == n_files
+    monkeypatch.undo()
+    told = []
+    if n_files:
+        with pytest.raises(UsedDirectoryError, match="unfinished"):
+            pipeline.run_stage(recipe_of(tmp_path), "data", tell=told.append)
+    assert told == []
+    assert not pipeline.run_stage(recipe_of(tmp_path), "data", resume=True).reused
 
 
 def test_a_missing_raw_file_is_named_before_anything_is_written(tmp_path):

@@ -216,7 +216,9 @@ def test_a_parent_far_away_is_a_name_alone_and_not_taken_for_another_of_that_nam
     far.parent.mkdir(parents=True)
     far.write_text("{}\n")
     place = tmp_path / "a/b/c/w/m/data"
-    made = seal(place, parents=[Parent.file(far), Parent("model", str(tmp_path / "base"), "0" * 64)])
+    made = seal(
+        place, parents=[Parent.file(far), Parent("model", str(tmp_path / "base"), "0" * 64)]
+    )
     assert [parent["path"] for parent in written(made)] == ["raw.jsonl", "base"]
     assert [node.state for node in lineage(made).ancestors] == ["elsewhere", "present"]
     beside = place.parent / "raw.jsonl"

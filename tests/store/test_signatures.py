@@ -134,6 +134,7 @@ def test_another_signer_is_refused(sealed, keys):
     error = refusal(sealed, keys / "mine.pem.pub")
     assert "is not what the owner of mine.pem.pub signed" in error.what
     assert error.why == "model.sig names another key"
+    assert "your own" not in error.fix
     assert "public key of whoever signed it" in error.fix
 
 

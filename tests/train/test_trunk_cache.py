@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from dataclasses import replace
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest

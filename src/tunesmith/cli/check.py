@@ -83,8 +83,8 @@ def check(
 
     key = None if public_key is None else public_key.expanduser()
     options = CheckOptions(values=values, hashes=hashes, base=_base(base), public_key=key)
-    n_bytes = bytes_to_read(model, options) if model.exists() else 0
-    with _bar(n_bytes) as advance:
+    n_bytes, to_read = bytes_to_read(model, options) if model.exists() else (0, 0)
+    with _bar(n_bytes, to_read) as advance:
         result = check_model(model, replace(options, advance=advance))
     if as_json:
         print_json(result.as_dict())
@@ -119,15 +119,22 @@ def _base(asked: str | None) -> Path | None:
 
 
 @contextmanager
-def _bar(n_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr when there is much to read."""
+def _bar(n_bytes: int, to_read: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr when there is much to read: up to the model's size, however often a byte is read."""
     from tunesmith.telemetry import progress
 
-    if n_bytes < _LONG_BYTES:
+    if to_read < _LONG_BYTES:
         yield lambda _n_bytes: None
         return
-    with progress("checking", n_bytes // 1_000, unit="kB") as bar:
-        yield lambda read: bar.advance(read // 1_000)
+    read = 0
+
+    def advance(more: int) -> None:
+        nonlocal read
+        read += more
+        bar.advance(n_bytes * min(read, to_read) // to_read // 1_000_000 - bar.done)
+
+    with progress("checking", n_bytes // 1_000_000, unit="MB") as bar:
+        yield advance
 
 
 def _print(result: CheckResult, *, strict: bool) -> None:

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _WIDTH_OF_A_PIPE = 160
+_NAME = 80
 _STEERING = re.compile("[\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 """Characters that may stand in JSON as they are, but steer terminals, or cannot be written at all."""
 
@@ -92,7 +93,9 @@ def table(
     right: Sequence[int] = (),
     to: Console | None = None,
 ) -> None:
-    """A table on stdout, or elsewhere.
+    """A table on stdout, or elsewhere. Text wraps between words; names, paths and figures stay whole, to be copied.
+
+    A table that is too wide even so is not cut: the terminal breaks its lines.
 
     Args:
         headers: column names.
@@ -107,14 +110,47 @@ def table(
 
     from tunesmith.telemetry import visible
 
+    cells = [
+        [cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in row]
+        for row in rows
+    ]
+    screen = to or console()
+    between = 3 * len(headers) - 1
+    columns = [[head, *(row[i].plain for row in cells)] for i, head in enumerate(headers)]
+    widths = _widths(columns, screen.width - between)
     grid = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, header in enumerate(headers):
-        grid.add_column(header, justify="right" if index in right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(
-            *(cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in row)
-        )
-    (to or console()).print(grid)
+    for index, (header, width) in enumerate(zip(headers, widths, strict=True)):
+        justify: Literal["right", "left"] = "right" if index in right else "left"
+        grid.add_column(header, justify=justify, overflow="fold", width=width)
+    for row in cells:
+        grid.add_row(*row)
+    before = screen.width
+    screen.width = max(before, sum(widths) + between)
+    screen.print(grid)
+    screen.width = before
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Of each column: as wide as its text, the widest narrowed first until all fit, but none below its longest word."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(line) for text in texts for line in text.split("\n")) for texts in columns
+    ]
+    least = [max(map(_unbroken, texts)) for texts in columns]
+    while sum(widths) > room:
+        open_ones = [i for i, width in enumerate(widths) if width > least[i]]
+        if not open_ones:
+            break
+        widths[max(open_ones, key=widths.__getitem__)] -= 1
+    return [max(width, 1) for width in widths]
+
+
+def _unbroken(text: str) -> int:
+    """Length of the longest word; what is no name (very long, or of a script without spaces) may be broken."""
+    return max(
+        (len(word) for word in text.split() if word.isascii() and len(word) <= _NAME), default=1
+    )
 
 
 def print_rich(renderable: Any) -> None:

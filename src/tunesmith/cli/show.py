@@ -24,7 +24,8 @@ def show(artifact: Path, verify: bool, as_json: bool) -> None:
     """An artifact's facts, files and lineage.
 
     ARTIFACT is a folder that a stage has sealed. Its lineage goes up to the raw files; a file or
-    artifact that was changed or deleted since is marked (the base model is not looked at).
+    artifact that was changed or deleted since, or lies elsewhere, is marked (the base model is not
+    looked at).
 
     \b
     Examples:

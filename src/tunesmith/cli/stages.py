@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.screen import note, print_json, print_rich, table, where
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from tunesmith.cli.options import Asked
     from tunesmith.pipeline import Done, Stage, Step
+    from tunesmith.store import Artifact
 
 __all__ = ["as_dict", "one_stage", "print_done", "tell"]
 
@@ -48,6 +50,8 @@ def one_stage(
 
 def as_dict(done: Done) -> dict[str, Any]:
     """A stage's result for `--json`."""
+    from tunesmith.store.signatures import is_signed
+
     return {
         "stage": done.stage,
         "reused": done.reused,
@@ -57,6 +61,7 @@ def as_dict(done: Done) -> dict[str, Any]:
         "key": done.artifact.key,
         "sha256": done.artifact.sha256,
         "facts": dict(done.artifact.facts),
+        **({"signed": is_signed(done.artifact.dir)} if done.stage == "export" else {}),
     }
 
 
@@ -76,6 +81,7 @@ def print_done(results: Sequence[Done]) -> None:
     for done in results:
         if done.stage == "export":
             _print_ends(done.artifact.facts)
+            _print_signature(done.artifact)
 
 
 def _print_ends(facts: Mapping[str, Any]) -> None:
@@ -84,6 +90,16 @@ def _print_ends(facts: Mapping[str, Any]) -> None:
 
     if told := told_ends(facts["parity"], facts.get("answer_tokens", 0)):
         note(f"note: {told}")
+
+
+def _print_signature(bundle: Artifact) -> None:
+    from tunesmith.store import signatures
+
+    if signatures.is_signed(bundle.dir):
+        place = shlex.quote(where(bundle.dir))
+        note(
+            f"signed ({signatures.SIGNATURE}); by whom: tunesmith check {place} --public-key FILE.pub"
+        )
 
 
 def headline(stage: Stage, facts: Any) -> str:

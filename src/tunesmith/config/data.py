@@ -53,7 +53,7 @@ class SampleSource(Settings):
 class FilesSource(Settings):
     """The user's own files: JSONL, JSON, CSV, TSV, Parquet, text or Markdown, also packed by gzip or zstd.
 
-    A folder stands for the files in it that can be read, a pattern such as `data/*.jsonl` for those that match, and
+    A folder stands for the files below it that hold rows, a pattern such as `data/*.jsonl` for those that match, and
     `hf://datasets/OWNER/NAME[@REVISION]` for a dataset of the Hugging Face hub.
     """
 

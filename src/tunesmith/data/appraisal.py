@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 from tunesmith.data.check import Checker, Finding, Score, Tally, offline_meter
@@ -80,14 +81,23 @@ def _in_tokens(
 ) -> Generator[Finding, None, None]:
     """Of the rows as the recipe's model will read them, when it names one that is at hand."""
     model = plan.model
-    appraisal.tokens = {"model": "" if model is None else model.base, "measured": 0, "why_not": ""}
+    # A dataset is passed on: a model's folder on this machine is told by its name.
+    name = (
+        ""
+        if model is None
+        else Path(model.base).name
+        if Path(model.base).is_absolute()
+        else model.base
+    )
+    appraisal.tokens = {"model": name, "measured": 0, "why_not": ""}
     if model is None:
         sealed.left_out_since("the recipe names no model.base")
         return
     meter = offline_meter(model)
     if isinstance(meter, str):
-        appraisal.tokens["why_not"] = meter
-        sealed.left_out_since(meter)
+        why_not = meter.replace(model.base, name)
+        appraisal.tokens["why_not"] = why_not
+        sealed.left_out_since(why_not)
         return
     yield from sealed.weigh(compress(spool.lines(), kept), meter)
     appraisal.tokens["measured"] = sealed.n_measured

@@ -11,7 +11,7 @@ from tunesmith.config import Recipe, recipe_from
 from tunesmith.data.plan import sources, token_inputs
 from tunesmith.data.stage import DataResult, run
 from tunesmith.errors import ConfigError, DataError
-from tunesmith.store import Run, storage_errors
+from tunesmith.store import Run, by_content, storage_errors
 
 __all__ = ["build", "mix_files", "split_files"]
 
@@ -34,12 +34,9 @@ def build(
         ConfigError, DataError, MissingError, StorageError, InterruptedRun: as `tunesmith.data.run`.
     """
     folder = Path(place)
-    if recipe.origin("name") == "default":
-        # The card is titled by it.
-        recipe = recipe.model_copy(update={"name": folder.absolute().name})
-    inputs = {"seed": recipe.seed, "data": recipe.model_dump(mode="json")["data"]}
-    inputs |= token_inputs(recipe)
     parents = sources(recipe)
+    section = by_content(recipe.model_dump(mode="json")["data"], parents)
+    inputs = {"seed": recipe.seed, "data": section} | token_inputs(recipe)
     with storage_errors(folder):
         was_there = folder.is_dir()
     with Run.open(folder, "data", inputs=inputs, parents=parents, resume=resume) as at:

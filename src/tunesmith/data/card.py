@@ -79,7 +79,8 @@ def card_facts(recipe: Recipe) -> dict[str, Any]:
     if licence is None and isinstance(recipe.data.source, SampleSource):
         licence = "Apache-2.0"  # each sample's own card says so
     return {
-        "title": config.title or recipe.name,
+        # One without a name is titled by its files.
+        "title": config.title or ("" if recipe.origin("name") == "default" else recipe.name),
         "license": licence,
         "description": config.description,
         "sources": list(config.sources),

@@ -19,6 +19,7 @@ from tunesmith.data.named import fields_in, idle_fields, once
 from tunesmith.data.problems import Problems
 from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, Told, from_row, tell, to_row
+from tunesmith.data.schemas.instruction import parts_of
 from tunesmith.data.schemas.slices import object_of
 from tunesmith.data.schemas.told import schema_named
 from tunesmith.data.tables import FORMS, TABLES, Columns, form_of, unfit_for_table, write_rows
@@ -215,7 +216,7 @@ class _Work:
         row = to_row(raw, told, self.options, self.problems)
         if row is None:
             return
-        written = from_row(row, self.target.schema)
+        written = from_row(row, self.target.schema, parts_of(raw, self.options))
         is_table = self.made.form in TABLES
         refused = written.refused or (unfit_for_table(written.text) if is_table else "")
         if refused:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data import databases
 from tunesmith.data.check import Checker, CheckOptions, tell_domains
@@ -23,6 +24,7 @@ from tunesmith.data.split import SPLITS
 from tunesmith.data.spool import Digest, Spool, numpy
 from tunesmith.data.unreadable import Unread, fix_for
 from tunesmith.errors import counted
+from tunesmith.registry import nearest
 from tunesmith.telemetry import progress
 
 __all__ = ["FIX", "FileFound", "Gathered", "gather"]
@@ -73,10 +75,11 @@ def gather(
     taken = Gathered()
     databases.check_databases(plan.databases, taken.problems)
     spool.names = [str(file.path) for file in plan.files]
-    told, checks = _tell(plan)
+    told, checks, names = _tell(plan)
     taken.checker = Checker(checks)
     pieces = _pieces(plan, hashes, told, taken)
-    target, intake = "tunesmith.data.intake:digest", _intake(plan, checks)
+    target = "tunesmith.data.intake:digest"
+    intake = _with_known_fields(_intake(plan, checks), names, taken.problems)
     n_bytes = sum(file.path.stat().st_size for file in plan.files if file.path.is_file())
     with (
         closing(ordered_map(target, intake, pieces, processes=processes)) as digests,
@@ -101,17 +104,38 @@ def gather(
     return taken
 
 
-def _tell(plan: DataPlan) -> tuple[list[Told], CheckOptions]:
-    """Each file's schema, and the checks with the domain of the answers, from the files' first rows."""
+def _tell(plan: DataPlan) -> tuple[list[Told], CheckOptions, set[str]]:
+    """Each file's schema, the checks with the domain of the answers, and names of fields, from the first rows."""
     told: list[Told] = []
     head: list[Row] = []
+    names: set[str] = set()
     for file in plan.files:
         first = _head(file.path, plan.form)
         told.append(tell(first, plan.options))
+        names.update(name for raw in first for name in raw.fields)
         for raw in first[: max(0, HEAD_ROWS - len(head))]:
             row = to_row(raw, told[-1], plan.options, Problems())
             head += [row] if row is not None else []
-    return told, plan.check.told(tell_domains(head))
+    names.update(name for row in head for name in row.meta)
+    return told, plan.check.told(tell_domains(head)), names
+
+
+def _with_known_fields(intake: Intake, names: set[str], problems: Problems) -> Intake:
+    """Without fields to split by that none of the first rows has: a wrong name is one problem, not one of each row."""
+    asked = {"stratify": intake.stratify, "group": intake.group, "time": intake.time}
+    unknown: dict[str, Any] = {}
+    for use, name in asked.items():
+        if name is None or name in names or (use, name) == ("stratify", "answer"):
+            continue
+        if not names or intake.require:  # Others than the first may be the rows that are kept.
+            continue
+        setting = "data.split.field" if use == "time" else f"data.split.{use}"
+        known = ", ".join(sorted(names))
+        problems.add(
+            setting, f"no field {name!r} in the rows{nearest(name, names)}; they have {known}"
+        )
+        unknown[use] = None
+    return replace(intake, **unknown)
 
 
 def _head(path: Path, form: str = "auto") -> list[RawRow]:

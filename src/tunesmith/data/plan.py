@@ -179,6 +179,10 @@ def token_inputs(recipe: Recipe) -> dict[str, Any]:
         names = [place / name for place in places for name in TOKENIZER_FILES]
         files = {path.name: sha256_of_file(path) for path in names if path.is_file()}
         found["base"] = sha256_of_json(files)
+    elif folder.is_file():
+        found["base"] = sha256_of_file(folder)
+    elif folder.is_absolute():
+        found["base"] = folder.name
     limits = {
         "max_row_tokens": recipe.train.max_row_tokens,
         "on_long_row": recipe.train.on_long_row,

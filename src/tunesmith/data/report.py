@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tunesmith.data.appraisal import Appraisal
@@ -12,6 +14,7 @@ from tunesmith.data.power import what_the_test_can_tell
 from tunesmith.data.settle import Settled
 from tunesmith.data.split import SPLITS
 from tunesmith.data.spool import Spool, numpy
+from tunesmith.errors import counted
 
 __all__ = ["report_of"]
 
@@ -32,7 +35,7 @@ def report_of(
     kinds = {kind for file in taken.files for kind in file.kinds}
     return {
         "source": plan.source,
-        "card": dict(plan.card),
+        "card": {**plan.card, "title": plan.card["title"] or _title(taken.files)},
         "kind": next(iter(kinds), "chat"),
         "seed": plan.seed,
         "rows": rows,
@@ -62,6 +65,13 @@ def report_of(
         "databases": sorted([*plan.databases, *plan.scripts]),
         "files": [_file_facts(file) for file in taken.files],
     }
+
+
+def _title(files: Sequence[FileFound]) -> str:
+    """The name of the first file, without its endings, and how many more there are."""
+    first = Path(files[0].path).name if files else "dataset"
+    more = f" and {counted(len(files) - 1, 'more file')}" if len(files) > 1 else ""
+    return f"{first.split('.')[0] or first}{more}"
 
 
 def _score(appraisal: Appraisal) -> dict[str, Any]:

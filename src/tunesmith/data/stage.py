@@ -7,6 +7,7 @@ equal files, whatever the number of processes.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from tunesmith.data.settle import Settled, settle
 from tunesmith.data.split import LEFT_OUT, SPLITS
 from tunesmith.data.spool import Spool, spooling
 from tunesmith.errors import DataError, InterruptedRun
-from tunesmith.store import Artifact, Parent, Run, reach, sha256_of_file
+from tunesmith.store import Artifact, Run, reach, sha256_of_file
 
 __all__ = ["SIDES", "DataResult", "run"]
 
@@ -89,7 +90,7 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
         _refuse_changed([*plan.clean.against, *plan.check_files], hashes)
         settled = settle(plan, spool, benchmark)
         appraisal = appraise(plan, taken.checker, settled, spool)
-        report = _as_told(report_of(plan, taken, settled, spool, appraisal), at)
+        report = _as_told(report_of(plan, taken, settled, spool, appraisal))
         _write_rows(settled, spool, at)
     databases.copy_databases(plan.databases, hashes, at)
     databases.make_databases(plan.scripts, at)
@@ -105,12 +106,12 @@ def _run(plan: DataPlan, at: Run, processes: int | None) -> DataResult:
     return DataResult(artifact, report["rows"], tuple(names), report)
 
 
-def _as_told(report: Mapping[str, Any], at: Run) -> dict[str, Any]:
-    """The report with files as the manifest names them: a dataset is passed on, the user's folders are not."""
-    files = [
-        file | {"path": Parent("file", file["path"], file["sha256"]).as_told(at.dir)["path"]}
-        for file in report["files"]
-    ]
+def _as_told(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with files named below the folder that holds them all: a dataset is passed on, the user's folders
+    are not, and its bytes do not depend on where it lies."""
+    folders = [os.path.dirname(os.path.abspath(file["path"])) for file in report["files"]]
+    above = os.path.commonpath(folders) if folders else ""
+    files = [file | {"path": os.path.relpath(file["path"], above)} for file in report["files"]]
     return {**report, "files": files}
 
 

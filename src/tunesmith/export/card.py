@@ -49,7 +49,9 @@ def card(plan: ExportPlan, measured: Mapping[Form, FormParity], effect: str = ""
             else _method(plan.trained.facts, effect),
         ),
         _section("Results", _results(plan)),
-        _section("Parity of the exported forms", _parity(measured, _made(plan), plan.answer_tokens)),
+        _section(
+            "Parity of the exported forms", _parity(measured, _made(plan), plan.answer_tokens)
+        ),
         _section("How to run", usage(plan, measured)),
         _section("Limits", _limits(plan)),
         _section("Licence", _licence(plan)),
@@ -222,9 +224,7 @@ def _results(plan: ExportPlan) -> Iterator[str]:
     )
 
 
-def _parity(
-    measured: Mapping[Form, FormParity], made: str, answer_tokens: int
-) -> Iterator[str]:
+def _parity(measured: Mapping[Form, FormParity], made: str, answer_tokens: int) -> Iterator[str]:
     first = next(iter(measured.values()))
     yield (
         f"Each form was shown the same {first.prompts} prompts with the {made} model's own greedy "
@@ -256,7 +256,9 @@ def _parity(
             "among its 64 most likely tokens at each position."
         )
         yield ""
-    figures = {form: parity.as_dict() for form, parity in measured.items()}
+    figures: dict[str, dict[str, Any]] = {
+        form: parity.as_dict() for form, parity in measured.items()
+    }
     if told := told_ends(figures, answer_tokens):
         yield f"{told}."
         yield ""

@@ -63,7 +63,7 @@ class FormParity:
         sha256: hash of each file that was measured.
         asked: hash of what it was asked; see `Reference.identity`.
         settings: what its settings were held against, key by key, or that it was no longer there.
-        weights: how its weights were held against the merged model's; empty where they are quantised.
+        weights: how those of `merged` and `pruned` were held against the merged model's; empty for other forms.
         ended: answers of the trained model that ended within the tokens that were compared.
     """
 

@@ -219,8 +219,8 @@ def push(
         dry_run: list the files, send nothing.
 
     Raises:
-        ConfigError: the repository's name, a form, the endpoint, a repository that is there without `update`, or
-            a private one that should be public.
+        ConfigError: the repository's name, a form, the endpoint, a token that the hub does not take, a repository
+            that is there without `update`, or a private one that should be public.
         ArtifactError: a file is not the one that was sealed.
         MissingError: no token, no such repository, or the hub cannot be reached.
         EnvironmentProblem: `huggingface_hub` is not installed.
@@ -353,6 +353,14 @@ def _refusals(repository: str, api: HfApi) -> Iterator[None]:
     except (*kinds, OSError) as error:
         if isinstance(error, StorageError):
             raise
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise ConfigError(
+                f"{api.endpoint} does not let this access token push to {repository}",
+                why=f"it answered {status}: the token is "
+                + ("wrong or expired" if status == 401 else "not one that may write there"),
+                fix=f"make one that may write there, and give it by {TOKEN_VARIABLE}, `hf auth login` or --token-file",
+            ) from error
         said = reason_of(error)
         secret = str(api.token or "")
         raise MissingError(

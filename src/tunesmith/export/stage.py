@@ -44,6 +44,10 @@ SHARED = "scratch/shared"
 QUANTISED = "scratch/quantised-base.json"
 VERSIONS = "scratch/versions.json"
 
+_REFERENCE, _PROVE = 2, 3
+"""Parts of the bar for each prompt, and below for the rest: about as long as each other for the embedded model."""
+_MERGE, _WRITE = 10, 16
+
 
 @dataclass(frozen=True)
 class ExportResult:
@@ -84,7 +88,7 @@ def run(
         _forget_other_versions(at)
     check_space(plan, at, len(plan.renderer.tokenizer))
     at.write_json(VERSIONS, made_with())
-    parts = 2 * len(plan.limits) + 2
+    parts = _REFERENCE * len(plan.rows) + _MERGE + len(plan.limits) * _of_a_form(plan)
     with _resumable(), storage_errors(at.dir), progress("Export", parts, unit="parts") as bar:
         reference, sources = _prepare(plan, at, bar), _sources(plan, at)
         _write(plan, at, sources, bar)
@@ -128,18 +132,20 @@ def _prepare(plan: ExportPlan, at: Run, bar: Bar) -> Reference:
             bar.advance(0, "reference answers")
             reach("export-reference")
             reference = record_reference(
-                model, plan.renderer, plan.prompts, given, plan.answer_tokens, at, lambda: None
+                model, plan.renderer, plan.prompts, given, plan.answer_tokens, at, bar.advance
             )
-        bar.advance(1, "merging in float32")
+        else:
+            bar.advance(_REFERENCE * len(plan.rows))
+        bar.advance(0, "merging in float32")
         if not merged:
             with _whole_folder(at, MERGED) as folder:
                 reach("export-merge")
                 weights.save_merged(weights.merge(model), plan.renderer, folder)
         del model
         gc.collect()
-        bar.advance(1)
+        bar.advance(_MERGE)
     else:
-        bar.advance(2)
+        bar.advance(_REFERENCE * len(plan.rows) + _MERGE)
     _ask_quantised(plan, at, reference, bar)
     return reference
 
@@ -158,6 +164,10 @@ def _ask_quantised(plan: ExportPlan, at: Run, reference: Reference, bar: Bar) ->
         plan.base, adapter, quantised, rows, starts, of=f"{plan.split}.jsonl"
     )
     at.write_json(QUANTISED, effect.as_dict() | {"told": effect.told})
+
+
+def _of_a_form(plan: ExportPlan) -> int:
+    return _WRITE + _PROVE * len(plan.rows)
 
 
 def _sources(plan: ExportPlan, at: Run) -> Sources:
@@ -183,7 +193,7 @@ def _write(plan: ExportPlan, at: Run, sources: Sources, bar: Bar) -> None:
         bar.advance(0, f"writing {form}")
         if not _is_whole(at, form):
             _write_form(form, at, sources)
-        bar.advance(1)
+        bar.advance(_WRITE)
 
 
 def _is_whole(at: Run, form: Form) -> bool:
@@ -259,7 +269,7 @@ def _certify(plan: ExportPlan, at: Run, expected: Expected, bar: Bar) -> dict[Fo
             problems[form] = f"it cannot be loaded: {error.what} ({_first_line(error.why)})"
         reach("export-proved")
         gc.collect()
-        bar.advance(1)
+        bar.advance(_PROVE * len(plan.rows))
     at.write_json("scratch/parity.json", _certificate(plan, at, measured) | {"problems": problems})
     try:
         refuse_below(measured, problems, at.dir / "scratch/parity.json")

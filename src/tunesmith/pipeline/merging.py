@@ -138,17 +138,22 @@ def export_merge(recipe: Recipe, merged: MergeResult, ranking: Artifact | None =
         TunesmithError: see `export.run`.
     """
     from tunesmith import export
+    from tunesmith.export.stage import sign_sealed
 
     _check_template(merged.plan)
     _check_base_known(merged.artifact, "merge again with --base, into a new folder")
     project, dataset = _dataset(recipe)
     section: dict[str, Any] = recipe.model_dump(mode="json")["export"]
+    # A bundle that is there can be signed; it is not made again for it.
+    del section["signing_key"]
     inputs = {"name": recipe.name, "export": section}
     parents = [dataset.as_parent(), merged.artifact.as_parent()]
     parents += [] if ranking is None else [ranking.as_parent()]
     place = project.folder / f"export-merge-{Run.key_of('export', inputs, parents)[:12]}"
     if (place / MANIFEST).is_file():
-        return Artifact.open(place, "export")
+        bundle = Artifact.open(place, "export")
+        sign_sealed(recipe.export, bundle)
+        return bundle
     with Run.open(place, "export", inputs=inputs, parents=parents, resume=True) as at:
         return export.run(recipe, at, dataset, merged.artifact, ranking).artifact
 

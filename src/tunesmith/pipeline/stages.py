@@ -28,7 +28,7 @@ from tunesmith.errors import (
     TunesmithError,
     listed,
 )
-from tunesmith.store import MANIFEST, Artifact, Parent, Run, write_atomically
+from tunesmith.store import MANIFEST, Artifact, Parent, Run, by_content, write_atomically
 from tunesmith.telemetry import peak_rss_bytes
 
 __all__ = [
@@ -208,7 +208,8 @@ def run_stage(
     step = project.step(stage, made, anew=False)
     if resume and step.action == "run":
         _refuse_another_run(project.folder, step)
-    if tell is not None:
+    # What is not gone on with is refused: nothing begins that could be told.
+    if tell is not None and (resume or step.action != "resume"):
         tell(step)
     return do_step(recipe, step, made, began=began, resume=resume, processes=processes)
 
@@ -302,7 +303,7 @@ class Project:
             from tunesmith import data
 
             sources = list(data.sources(self.recipe))
-            inputs[stage] = _by_content(section, {p.path: p.sha256 for p in sources})
+            inputs[stage] = by_content(section, sources)
             # Rows are measured in the tokens of the model that the recipe names, if it does.
             inputs |= data.token_inputs(self.recipe)
             return sources, inputs
@@ -407,9 +408,19 @@ def do_step(
     with Run.open(place, step.stage, inputs=step.inputs, parents=step.parents, resume=resume) as at:
         try:
             _call(step.stage, recipe, at, made, processes)
-        except (InterruptedRun, KeyboardInterrupt):
-            _write_timing(place, before + time.monotonic() - began)
-            raise
+        except (InterruptedRun, KeyboardInterrupt) as error:
+            _remove_if_untouched(place)
+            is_begun = place.is_dir()
+            if is_begun:
+                _write_timing(place, before + time.monotonic() - began)
+            if isinstance(error, InterruptedRun):
+                raise
+            raise InterruptedRun(
+                f"the stage {step.stage!r} was stopped before its end",
+                why="Ctrl-C was pressed; nothing is sealed, whole files are kept",
+                fix="give the same command again"
+                + (f", with --resume for `tunesmith {COMMANDS[step.stage]}`" if is_begun else ""),
+            ) from error
         except TunesmithError:
             _remove_if_untouched(place)
             raise
@@ -523,15 +534,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _by_content(value: Any, hashes: Mapping[str, str]) -> Any:
-    """The section with each path replaced by its file's hash: moved files make the same artifact."""
-    if isinstance(value, dict):
-        return {key: _by_content(item, hashes) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_by_content(item, hashes) for item in value]
-    return hashes.get(value, value) if isinstance(value, str) else value
 
 
 def _timing(place: Path) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """Run directories, sealed artifacts and their lineage."""
 
-from tunesmith.store.artifact import MANIFEST, Artifact, FileEntry, Parent
+from tunesmith.store.artifact import MANIFEST, Artifact, FileEntry, Parent, by_content
 from tunesmith.store.failpoints import reach
 from tunesmith.store.files import (
     canonical_json,
@@ -23,6 +23,7 @@ __all__ = [
     "FileEntry",
     "Parent",
     "Run",
+    "by_content",
     "canonical_json",
     "flush_to_disk",
     "lineage",

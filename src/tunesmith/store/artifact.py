@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.errors import ArtifactError, MissingError, StorageError
 from tunesmith.store.files import sha256_of_file
 
-__all__ = ["MANIFEST", "Artifact", "FileEntry", "Parent"]
+__all__ = ["MANIFEST", "Artifact", "FileEntry", "Parent", "by_content"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -220,3 +220,13 @@ class Artifact:
     def as_parent(self) -> Parent:
         """This artifact as another one names it."""
         return Parent(self.kind, str(self.dir), self.sha256)
+
+
+def by_content(value: Any, files: Sequence[Parent]) -> Any:
+    """Settings with each path replaced by its file's hash: moved files make the same artifact."""
+    hashes = {file.path: file.sha256 for file in files}
+    if isinstance(value, dict):
+        return {key: by_content(item, files) for key, item in value.items()}
+    if isinstance(value, list):
+        return [by_content(item, files) for item in value]
+    return hashes.get(value, value) if isinstance(value, str) else value

@@ -39,7 +39,10 @@ _CAUSES = {
         "your quota on this disk is used up",
         "free some space, or name another place (--out, or `workspace` in a recipe)",
     ),
-    errno.EROFS: ("the file system is read-only", "name another place (--out, or `workspace` in a recipe)"),
+    errno.EROFS: (
+        "the file system is read-only",
+        "name another place (--out, or `workspace` in a recipe)",
+    ),
     errno.EACCES: (
         "you have no permission to write there",
         "change its owner or name another place (--out, or `workspace` in a recipe)",
@@ -48,7 +51,10 @@ _CAUSES = {
         "you have no permission to write there",
         "change its owner or name another place (--out, or `workspace` in a recipe)",
     ),
-    errno.ENOTDIR: ("a part of the path is a file", "name another place (--out, or `workspace` in a recipe)"),
+    errno.ENOTDIR: (
+        "a part of the path is a file",
+        "name another place (--out, or `workspace` in a recipe)",
+    ),
     errno.EISDIR: (
         "a folder stands where the file should be",
         "name another place (--out, or `workspace` in a recipe)",

@@ -179,7 +179,7 @@ def verify(folder: Path, public: Path) -> None:
         ArtifactError: no signature, another signer, or files that were changed, added or removed.
         EnvironmentProblem: the packages for signing are not installed.
     """
-    checker = _checker(public)
+    checker = check_public_key(public)
     if not is_signed(folder):
         raise ArtifactError(
             f"{folder} is not signed",
@@ -206,7 +206,7 @@ def _told(error: Exception, folder: Path) -> tuple[str, str]:
     if said.startswith("Key mismatch"):
         return (
             f"{SIGNATURE} names another key",
-            "name the public key of whoever signed it, or sign it with your own: tunesmith sign",
+            "name the public key of whoever signed it, if you trust them; else get the folder again from its owner",
         )
     if said.startswith("Signature mismatch"):
         return _difference(folder) or "files were changed, added or removed since", again
@@ -251,8 +251,14 @@ def _changes(signed: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]
             yield f"{name} was changed (SHA-256 {signed[name][:16]}… was signed, it is {now[name][:16]}…)"
 
 
-def _checker(public: Path) -> Any:
-    """The library's verifier with this key."""
+def check_public_key(public: Path) -> Any:
+    """Refuse a key that cannot verify; returns the library's verifier with it.
+
+    Raises:
+        MissingError: no such key.
+        ConfigError: the file holds no public elliptic key.
+        EnvironmentProblem: the packages for signing are not installed.
+    """
     _require(public, "public key")
     with _installed():
         from model_signing import verifying

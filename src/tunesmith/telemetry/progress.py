@@ -26,6 +26,8 @@ from rich.progress import (
 __all__ = ["Bar", "Notes", "console", "point_nowhere", "progress", "silenced", "visible"]
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SPEED_SECONDS = 600.0
+"""Time left is told from the speed over so long: single parts may take minutes, and show no speed in rich's 30 s."""
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _HARMLESS = frozenset("\n\t\u200c\u200d\u00ad")
 _silence: ContextVar[io.StringIO | None] = ContextVar("silence", default=None)
@@ -155,6 +157,8 @@ def progress(title: str, total: int, *, start: int = 0, unit: str = "") -> Itera
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=out, refresh_per_second=4) as live:
+    with Progress(
+        *columns, console=out, refresh_per_second=4, speed_estimate_period=_SPEED_SECONDS
+    ) as live:
         task = live.add_task(title, total=total, completed=start, note="")
         yield Bar(total, title, out, live, task, done=start, _first=start)

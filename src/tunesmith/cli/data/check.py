@@ -95,6 +95,10 @@ def check(places: tuple[str, ...], **asked: Any) -> None:
         print_json({**result.as_dict(), **found})
     else:
         _print(result, kept if asked["every"] else None)
+        note(
+            "private data and secrets are not looked for here: "
+            "`tunesmith data clean FILE --pii mask --secrets mask --dry-run` does"
+        )
         if asked["out"]:
             note(f"all findings are in {where(asked['out'])}")
     _fail_if_strict(result, errors=asked["strict"], warnings=asked["strict_warnings"])

@@ -201,9 +201,9 @@ def _pair(pair: str) -> str:
 
 
 def _full(pair: str) -> str:
-    """A setting of `data.clean` by its full name."""
+    """A setting of `data.clean` by its full name; `clean.` may stand before it, as in a recipe's `data`."""
     key = pair.partition("=")[0]
-    return pair if key.startswith("data.") else f"data.clean.{pair}"
+    return pair if key.startswith("data.") else f"data.clean.{pair.removeprefix('clean.')}"
 
 
 def _training_files(recipe: Recipe) -> tuple[str, ...]:
@@ -238,6 +238,6 @@ def _tell(result: CleanResult) -> None:
         table(("what", "rule", "rows", "for example"), rows, right=(2,), to=console(stderr=True))
     warn_of_leaks(result.dropped.get("contamination", 0), result.rows_in)
     note(
-        f"{counted(result.rows_in, 'row')} in = {result.rows_out} out + {sum(result.dropped.values())} dropped; "
+        f"{counted(result.rows_in, 'row')} in = {result.rows_out:,} out + {sum(result.dropped.values()):,} dropped; "
         f"{result.rows_changed} of those out were changed"
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
+
+from tunesmith.cli.screen import note
 
 __all__ = ["database_option", "databases_of", "refuse_overwriting", "refuse_stdout"]
 
@@ -53,7 +56,7 @@ def refuse_stdout(**targets: str | Path | None) -> None:
 
 
 def refuse_overwriting(files: Sequence[str], out: str | None) -> None:
-    """Stop before a result takes the place of what it is made of.
+    """Stop before a result takes the place of what it is made of; say it when another file will go.
 
     Raises:
         UsageError: `out` is one of the files.
@@ -63,3 +66,5 @@ def refuse_overwriting(files: Sequence[str], out: str | None) -> None:
     for file in files:
         if file != "-" and Path(file).resolve() == Path(out).resolve():
             raise click.UsageError(f"{out!r} is the file that is read: name another one")
+    if os.path.isfile(out):  # A name that is too long is an error where it is written.
+        note(f"{out} is there already, and is replaced once all is made")

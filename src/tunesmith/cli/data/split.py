@@ -204,7 +204,7 @@ def _amount(name: str, text: str) -> dict[str, int | float]:
 
 def print_report(report: Mapping[str, Any], folder: Path) -> None:
     """How files were read, what became of the rows, and what the test set can tell, on stdout."""
-    _print_files(report["files"], folder)
+    _print_files(report["files"])
     kept = sum(report["rows"].values())
     dropped = {rule: n for rule, n in report["left_out"]["by_rule"].items() if n}
     rows = [
@@ -255,15 +255,14 @@ def _print_score(report: Mapping[str, Any]) -> None:
         note(f"checks in tokens are left out: {why_not}")
 
 
-def _print_files(files: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _print_files(files: Sequence[Mapping[str, Any]]) -> None:
     """What each file was taken for, and by what; datasets of older versions do not say it."""
-    from tunesmith.store import Parent
     from tunesmith.telemetry import visible
 
     for file in files[:_SHOWN_FILES]:
         if "why" in file:
             named = [f"{use} = {name}" for use, name in file["mapping"].items() if use != name]
-            path = where(Path(Parent("file", file["path"], file["sha256"]).found_by(folder).path))
+            path = file["path"]
             rows = counted(file["rows"], f"{file['schema']} row")
             click.echo(visible(f"{path}: {rows} ({file['why']})"))
             if named:

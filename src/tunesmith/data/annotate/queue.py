@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from tunesmith.data.check import Checker, CheckOptions, Finding, tell_domains
 from tunesmith.data.check.domains import HEAD_ROWS
 from tunesmith.data.rows import Row
+from tunesmith.telemetry import progress
 
 __all__ = ["Suspect", "by_field", "most_suspicious"]
 
@@ -19,6 +21,7 @@ WEIGHTS: Mapping[str, float] = {"error": 100.0, "warning": 10.0, "note": 1.0}
 """A row with one error comes before any row with fewer than ten warnings."""
 OUTLIER_WEIGHT = 3.0
 OUTLIER_LIMIT = 3.5
+_MANY_ROWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,13 @@ def by_field(rows: Sequence[Row], name: str) -> list[Suspect]:
 def _findings(rows: Sequence[Row], options: CheckOptions | None) -> list[Finding]:
     options = (options or CheckOptions()).told(tell_domains(rows[:HEAD_ROWS]))
     checker = Checker(options)
-    found = [finding for row in rows for finding in checker.see(row)]
+    found: list[Finding] = []
+    is_long = len(rows) > _MANY_ROWS
+    with progress("checking", len(rows), unit="rows") if is_long else nullcontext() as bar:
+        for row in rows:
+            found += checker.see(row)
+            if bar is not None:
+                bar.advance()
     return [*found, *checker.finish()]
 
 

@@ -58,10 +58,13 @@ class Checker:
         """Findings about a row by itself. It is remembered for `finish`."""
         answer = answer_of(row)
         domain = domains.of_row(row, answer, self.options)
-        found = list(in_turns(row))
-        found += _in_texts(row, domain)
+        wrong: list[Finding] = []
         if domain != "none" and answer.strip() and _is_learned(row):
-            found += self._domain(domain).check(row, answer, _answer_field(row))
+            wrong += self._domain(domain).check(row, answer, _answer_field(row))
+        # Code that is right may quote a refusal.
+        found = list(in_turns(row))
+        found += _in_texts(row, domain, may_refuse=domain == "none" or bool(wrong))
+        found += wrong
         n_tokens, more = self._measured(row)
         found += more
         self._columns.add(row, domain=domain, n_tokens=n_tokens)
@@ -211,8 +214,8 @@ def _answer_field(row: Row) -> str:
             return f"messages[{len(row.value['messages']) - 1}].content"
 
 
-def _in_texts(row: Row, domain: str) -> Iterator[Finding]:
-    """Faults of each text of the row, with its path."""
+def _in_texts(row: Row, domain: str, *, may_refuse: bool) -> Iterator[Finding]:
+    """Faults of each text of the row, with its path; refusals where an answer may be one."""
     if row.kind == "text":
         texts = [("text", "text", str(row.value["text"]))]
     else:
@@ -232,7 +235,7 @@ def _in_texts(row: Row, domain: str) -> Iterator[Finding]:
         if role == "assistant" and not is_rejected:
             faults += text.in_answer(said_here)
         for fault in faults:
-            if _is_meant(fault, domain, texts):
+            if _is_meant(fault, domain, texts) or (fault.check == "refusal" and not may_refuse):
                 continue
             value = shortened(said_here, fault.at)
             yield finding(row.where, fault.check, fault.what, field=at, value=value)
@@ -242,10 +245,6 @@ def _is_meant(fault: text.Fault, domain: str, texts: list[tuple[str, str, str]])
     """Whether what looks like a fault is what such rows are about."""
     if fault.check == "null-answer":
         return domain == "json"
-    if fault.check == "refusal":
-        return (
-            domain != "none"
-        )  # Code that parses may quote one; what does not parse is named there.
     if fault.check == "unfilled":
         return domain == "python" or any(text.speaks_of_templates(one) for _, _, one in texts)
     return False

@@ -75,7 +75,7 @@ class CheckResult:
     @property
     def score(self) -> Score:
         """The score of what was checked."""
-        return self.tally.score(self.n_rows)
+        return self.tally.score(self.n_rows, self.n_rows - self.n_unusable)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; of each check the first findings."""
@@ -273,7 +273,7 @@ def checked(job: Job, chunk: Chunk) -> _Part:
             part.findings += _allowed(misfits.taken(), job.options)
         elif all(_has(row, name, value) for name, value in job.wanted.require):
             part.n_rows += 1
-            part.findings += [in_users_words(one, row, job.told) for one in checker.see(row)]
+            part.findings += [in_users_words(one, row, job.told, raw) for one in checker.see(row)]
         else:
             part.n_left_out += 1
     part.refuse(unreadable.taken(), job.options)

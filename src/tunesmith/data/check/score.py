@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tunesmith.data.check.finding import SEVERITIES, Finding, Severity
@@ -85,8 +85,11 @@ class Tally:
         """Findings of one severity."""
         return sum(n for (_, kind), n in self.findings.items() if kind == severity)
 
-    def score(self, n_rows: int) -> Score:
+    def score(self, n_rows: int, n_usable: int | None = None) -> Score:
         """The score of a dataset of `n_rows` rows, those that cannot be read included.
+
+        Args:
+            n_usable: rows that can be read; where there are none, the worst check takes all points.
 
         A check takes from each row that it concerns its share of the dataset: an error 400 points
         times that share and at most 60, a warning 100 and at most 25, a note nothing. A finding about
@@ -95,8 +98,12 @@ class Tally:
         warning about the whole dataset.
         """
         reasons = [self._reason(key, n_rows) for key in sorted(self.findings)]
-        points = max(0, round(100 - sum(reason.points for reason in reasons)))
         ordered = sorted(reasons, key=lambda r: (-r.points, SEVERITIES.index(r.severity), r.check))
+        if n_usable == 0 and ordered:
+            others = sum(reason.points for reason in ordered[1:])
+            worst = max(ordered[0].points, 100 - others)
+            ordered[0] = replace(ordered[0], points=round(worst, 2))
+        points = max(0, round(100 - sum(reason.points for reason in ordered)))
         return Score(points, _colour(points, ordered), n_rows, tuple(ordered))
 
     def _reason(self, key: tuple[str, Severity], n_rows: int) -> Reason:

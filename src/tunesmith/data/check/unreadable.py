@@ -64,14 +64,14 @@ class Noted(Problems):
 
 def as_finding(check: str, where: str, what: str) -> Finding:
     """A problem of reading (`unreadable`) or converting (`schema`) as a finding."""
-    field, said = "", what
+    field, said, value = "", what, ""
     if check == "schema":
         if path := _PATH.fullmatch(what):
             field, said = path[1], path[2]
+            value = found[0] if (found := _VALUE.search(said[:_HEAD_CHARACTERS])) else ""
         elif missing := _MISSING.search(what):
             field = missing[1]
         check = next((name for form, name in _KINDS if re.search(form, what)), check)
-    value = found[0] if field and (found := _VALUE.search(said[:_HEAD_CHARACTERS])) else ""
     if value:
         # The value is shown beside what is said of it.
         said = said.removesuffix(f" {value}")

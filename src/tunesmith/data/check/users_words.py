@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tunesmith.data.check.finding import Finding
-from tunesmith.data.rows import Row
+from tunesmith.data.check.text import in_text
+from tunesmith.data.rows import RawRow, Row
 from tunesmith.data.schemas import Told
 
 __all__ = ["answer_in_users_words", "in_users_words"]
@@ -26,8 +27,12 @@ _ANSWERS = ("completion", "output", "chosen", "answer", "messages", "text")
 """Uses of fields, one of which holds a row's answer."""
 
 
-def in_users_words(found: Finding, row: Row, told: Told) -> Finding:
-    """The finding with the field's name in the file, where a turn was a field there."""
+def in_users_words(found: Finding, row: Row, told: Told, raw: RawRow) -> Finding:
+    """The finding with the field's name in the file, where a turn was a field there.
+
+    Args:
+        raw: the row as the file has it.
+    """
     if told.schema not in _FLAT or not found.field:
         return found
     place = _PLACE.fullmatch(found.field)
@@ -36,7 +41,21 @@ def in_users_words(found: Finding, row: Row, told: Told) -> Finding:
     part, index = place[1], int(place[2])
     role = str(row.value[part][index].get("role"))
     name = _name(part, role, is_late=index >= len(row.value[part]) - 2, told=told)
+    if name and name == told.mapping.get("instruction"):
+        name = _part_of_question(found, told, raw)
     return replace(found, field=name) if name else found
+
+
+def _part_of_question(found: Finding, told: Told, raw: RawRow) -> str:
+    """Which of `instruction` and `input`, which are one turn, has the fault."""
+    instruction = told.mapping["instruction"]
+    for name in (instruction, told.mapping.get("input", "")):
+        said = raw.fields[name].value if name in raw.fields else None
+        if isinstance(said, str) and any(
+            one.check == found.check for one in in_text(said, about_markup=False)
+        ):
+            return name
+    return instruction
 
 
 def answer_in_users_words(found: Finding, tolds: Mapping[str, Told]) -> Finding:

@@ -69,7 +69,8 @@ class Boilerplate:
         np = numpy()
         places = [_places(text) for text in texts if len(text) >= _SHORT]
         if places:
-            at = np.unique(np.concatenate(places))
+            # A place that comes twice is set twice to the same: a row counts once.
+            at = np.concatenate(places)
             self._counts[at] += self._counts[at] <= COMMON_ROWS
 
     def holds(self, text: NDArray[uint64]) -> NDArray[bool_]:

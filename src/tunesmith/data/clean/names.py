@@ -154,6 +154,7 @@ LOWER_CUES = ("name", "m'app", "llamo", "chiamo", "mr")
 _AFTER_WORDS = """and from with here but my can calling speaking und et y e"""
 _AFTER_NAMES = frozenset(_AFTER_WORDS.split())
 _FULL = re.compile(rf"(?<!\w)(?P<name>{_PART}(?:(?: {_BETWEEN})?[ -](?:{_PART}|{_U}\.)){{1,3}})")
+_FIRST_WORD = re.compile(r"\w+[^\w]*")
 
 
 def find_full_names(text: str) -> Iterator[Span]:
@@ -162,11 +163,16 @@ def find_full_names(text: str) -> Iterator[Span]:
     Meant for texts in which other personal data was found: elsewhere it would take the names of
     places and of persons in the news.
     """
-    for match in _FULL.finditer(text):
+    at = 0
+    while match := _FULL.search(text, at):
+        at = match.end()
         if _is_given(match["name"]):
             for span in _named(text, *match.span("name")):
                 if " " in span.text:
                     yield span
+        elif word := _FIRST_WORD.match(text, match.start()):
+            # "Customer Anna Berg": the name may begin with the next word.
+            at = word.end()
 
 
 def _opens_sentence(text: str, start: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from tunesmith.data.clean.keeping import Kept, Ruling
+from tunesmith.data.read import expand
 from tunesmith.errors import UsedDirectoryError
 from tunesmith.store import flush_to_disk, storage_errors, writing_folder
 
@@ -21,7 +22,7 @@ OUT_FILES = (ROWS, DROPPED, CHANGED, REPORT)
 
 
 def refuse_foreign_folder(folder: Path, files: Sequence[Path | str] = ()) -> None:
-    """Stop before a folder is replaced that holds anything but an earlier cleaning, or what is read.
+    """Stop before a folder is replaced that holds anything but an earlier cleaning of these files.
 
     Args:
         files: what is read.
@@ -46,8 +47,11 @@ def _refuse_foreign(folder: Path, files: Sequence[Path | str]) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    if REPORT in names and set(names) <= set(OUT_FILES) and _is_ours(folder / REPORT):
-        return
+    if REPORT in names and set(names) <= set(OUT_FILES):
+        cleaned = _cleaned(folder / REPORT)
+        if cleaned is not None:
+            _refuse_other(folder, cleaned, files)
+            return
     other = next((name for name in names if name not in OUT_FILES), names[0] if names else "")
     raise UsedDirectoryError(
         f"{folder} holds {other!r}, which no cleaning wrote" if names else f"{folder} is a file",
@@ -56,12 +60,27 @@ def _refuse_foreign(folder: Path, files: Sequence[Path | str]) -> None:
     )
 
 
-def _is_ours(report: Path) -> bool:
+def _refuse_other(folder: Path, cleaned: Sequence[str], files: Sequence[Path | str]) -> None:
+    """Stop before the result of other files is lost; that of the same files, by other rules, may go."""
+    before, now = ([os.path.realpath(file) for file in some] for some in (cleaned, expand(files)))
+    if before != now:
+        raise UsedDirectoryError(
+            f"{folder} holds what was cleaned of {', '.join(cleaned) or 'no file'}",
+            why="the rows that were dropped and changed there would be lost",
+            fix="name another folder with --out, or delete that one",
+        )
+
+
+def _cleaned(report: Path) -> list[str] | None:
+    """The files of an earlier cleaning; None where the report is no report of one."""
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and "rows_in" in found and "rows_out" in found
+        return None
+    if not isinstance(found, dict) or not {"rows_in", "rows_out", "files"} <= found.keys():
+        return None
+    files = found["files"] if isinstance(found["files"], list) else []
+    return [str(file["path"]) for file in files if isinstance(file, dict) and "path" in file]
 
 
 def side_line(ruling: Ruling) -> str:

@@ -103,11 +103,13 @@ _SYNONYMS = {
 }
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 _SHARE_RENAMED = 0.75
-_N_RESPELLED = 9
+_OF_COLUMNS = ("{}_field", "{}_col", "{}_value", "{}_info", "the_{}", "col_{}")
+_OF_TABLES = ("{}_table", "{}_list", "{}_rows", "{}_info", "the_{}", "all_{}")
+_N_RESPELLED = 3 + len(_OF_COLUMNS)
 """So many of a name's other names are the same words; what comes before them are synonyms."""
 
 
-def other_names(name: str) -> list[str]:
+def other_names(name: str, *, of_table: bool = False) -> list[str]:
     """Names that say the same: synonyms first, then the same words written otherwise."""
     words = [word.casefold() for word in _WORDS.findall(name)]
     found: list[str] = []
@@ -115,7 +117,11 @@ def other_names(name: str) -> list[str]:
         for synonym in _SYNONYMS.get(words[place], ()):
             found.append("_".join([*words[:place], synonym, *words[place + 1 :]]))
     found = [other for other in found if not _stutters(other)]
-    return [other for other in dict.fromkeys([*found, *_respelled(words)]) if other != name]
+    return [
+        other
+        for other in dict.fromkeys([*found, *_respelled(words, of_table=of_table)])
+        if other != name
+    ]
 
 
 def _stutters(name: str) -> bool:
@@ -124,7 +130,7 @@ def _stutters(name: str) -> bool:
     return any(a == b for a, b in pairwise(words))
 
 
-def _respelled(words: list[str]) -> Iterator[str]:
+def _respelled(words: list[str], *, of_table: bool) -> Iterator[str]:
     if not words:
         return
     snake = "_".join(words)
@@ -132,7 +138,7 @@ def _respelled(words: list[str]) -> Iterator[str]:
     yield snake
     yield camel
     yield "".join(word.capitalize() for word in words)
-    for pattern in ("{}_field", "{}_col", "{}_value", "{}_info", "the_{}", "col_{}"):
+    for pattern in _OF_TABLES if of_table else _OF_COLUMNS:
         yield pattern.format(snake)
 
 
@@ -153,12 +159,13 @@ def draw_names(
     Returns:
         Old name, casefolded -> new name. No new name is an old one, whatever its case.
     """
-    old = sorted({name.casefold(): name for name in [*tables, *columns]}.items())
+    of_tables = {name.casefold(): name for name in tables}
+    old = sorted((of_tables | {name.casefold(): name for name in columns}).items())
     used = {name.casefold() for name in taken} | {folded for folded, _ in old}
     made: dict[str, str] = {}
     chosen = [pair for pair in old if rng.random() < _SHARE_RENAMED] or old
     for folded, name in chosen:
-        candidates = other_names(name)
+        candidates = other_names(name, of_table=folded in of_tables)
         n_near = max(0, len(candidates) - _N_RESPELLED)
         first, rest = candidates[:n_near], candidates[n_near:]
         rng.shuffle(first)

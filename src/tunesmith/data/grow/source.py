@@ -44,22 +44,28 @@ def read_rows(
         MissingError: a file is not there.
         DataError: rows are wrong; all are named.
     """
-    from tunesmith.data.read import expand, open_source
+    from tunesmith.data.read import expand, open_source, reading
 
     problems = Problems()
     options = options or Options()
     found: list[Row] = []
     named = [str(file) for file in files]
-    for path in (p for one in named for p in ([one] if one == "-" else expand([one]))):
-        raws = open_source(path, form=form).rows(problems)
-        head = list(islice(raws, HEAD_ROWS))
-        told = tell(head, options)
-        if head and not told.schema:
-            problems.add(str(path), told.why)
-        for raw in chain(head, raws) if told.schema else ():
-            row = to_row(raw, told, options, problems)
-            if row is not None:
-                found.append(row)
+    paths = [Path(p) for one in named for p in ([one] if one == "-" else expand([one]))]
+    with reading(paths) as seen:
+        for path in paths:
+            source = open_source(path, form=form)
+            raws = source.rows(problems)
+            head = list(islice(raws, HEAD_ROWS))
+            told = tell(head, options)
+            if head and not told.schema:
+                problems.add(str(path), told.why)
+            for number, raw in enumerate(chain(head, raws) if told.schema else ()):
+                row = to_row(raw, told, options, problems)
+                if row is not None:
+                    found.append(row)
+                if number % HEAD_ROWS == 0:
+                    seen(path, source.n_bytes)
+            seen(path, source.n_bytes)
     problems.raise_any(_FIX)
     return found
 

@@ -107,8 +107,10 @@ def diff(old: Place, new: Place) -> Difference:
     for place in (old, new):
         place.problems.raise_any("mend the lines named, or compare sealed datasets")
     contents = [_contents(counts) for counts in keys]
-    removed = list(_left_over(old, *contents))
-    added = list(_left_over(new, *reversed(contents)))
+    with old.with_bar("comparing"):
+        removed = list(_left_over(old, *contents))
+    with new.with_bar("comparing"):
+        added = list(_left_over(new, *reversed(contents)))
     changed, removed, added = _by_prompt(removed, added)
     likely, removed, added = _by_likeness(removed, added)
     sizes = [_sizes(counts) for counts in keys]
@@ -136,7 +138,8 @@ def _key(row: Row) -> bytes:
 
 
 def _count(place: Place) -> Counter[tuple[str, bytes]]:
-    return Counter((split, _key(row)) for split, row in place.all_rows())
+    with place.with_bar():
+        return Counter((split, _key(row)) for split, row in place.all_rows())
 
 
 def _contents(counts: Counter[tuple[str, bytes]]) -> Counter[bytes]:

@@ -163,7 +163,8 @@ def _histograms(found: Stats) -> Iterator[_Histogram]:
 
 def _histogram(title: str, note: str, lengths: Lengths) -> _Histogram:
     n, top = len(lengths.bins), max(count for *_, count in lengths.bins)
-    width = lengths.bins[0][1] - lengths.bins[0][0]
+    start = lengths.bins[0][0]
+    width = lengths.bins[0][1] - start
     columns = tuple(
         _Column(
             100 * at / n,
@@ -178,10 +179,10 @@ def _histogram(title: str, note: str, lengths: Lengths) -> _Histogram:
     ticks = [(100 * at / n, f"{lengths.bins[at][0]:,}") for at in range(0, n, every)]
 
     def place(length: int) -> float:
-        return min(100.0, 100 * (length + 0.5) / (width * n))
+        return min(100.0, 100 * (length - start + 0.5) / (width * n))
 
     marks = ((place(lengths.median), "median"), (place(lengths.p95), "95 of 100"))
     said = f"{note}; median {lengths.median:,}, 95 of 100 at most {lengths.p95:,}, longest {lengths.most:,}"
-    if lengths.most >= width * n:
+    if lengths.most >= start + width * n:
         said += f"; the last column is all from {lengths.bins[-1][0]:,}"
     return _Histogram(title, said, columns, tuple(ticks), marks)

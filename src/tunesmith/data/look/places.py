@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.problems import Problems
-from tunesmith.data.read import AUTO, STDIN, expand, open_source
+from tunesmith.data.read import AUTO, STDIN, expand, open_source, reading
 from tunesmith.data.rows import Row
 from tunesmith.data.schemas import HEAD_ROWS, Options, parse_sealed, tell, to_row
 from tunesmith.data.split import SPLITS
@@ -45,6 +46,20 @@ class Place:
     _files: tuple[Path, ...] = ()
     _options: Options = field(default_factory=Options)
     _form: str = AUTO
+    _seen: Callable[[Path, int], None] = lambda _file, _n_bytes: None
+
+    @contextmanager
+    def with_bar(self, title: str = "reading") -> Iterator[None]:
+        """A bar on stderr while all rows are gone through in the block, when there are many."""
+        files = self._files
+        if self._artifact is not None:
+            files = tuple(self._artifact.dir / f"{split}.jsonl" for split in self.splits)
+        before = self._seen
+        try:
+            with reading(files, title) as self._seen:
+                yield
+        finally:
+            self._seen = before
 
     def rows(self, split: str) -> Iterator[Row]:
         """The rows of one split, in order.
@@ -54,7 +69,7 @@ class Place:
             DataError: a file cannot be read at all. Rows that cannot are noted in `problems`.
         """
         if self._artifact is not None:
-            yield from _sealed(self._artifact.path(f"{split}.jsonl"))
+            yield from self._sealed(self._artifact.path(f"{split}.jsonl"))
             return
         for path in self._files:
             yield from self._raw(path)
@@ -66,7 +81,8 @@ class Place:
                 yield split, row
 
     def _raw(self, path: Path) -> Iterator[Row]:
-        raws = open_source(path, form=self._form).rows(self.problems)
+        source = open_source(path, form=self._form)
+        raws = source.rows(self.problems)
         head = list(islice(raws, HEAD_ROWS))
         told = tell(head, self._options)
         self.schemas[str(path)], self.told_by[str(path)] = told.schema, told.why
@@ -74,16 +90,23 @@ class Place:
             # Each of its rows would be a problem of its own, and the same one.
             self.problems.add(str(path), told.why)
             return
-        for raw in chain(head, raws):
+        for number, raw in enumerate(chain(head, raws)):
             row = to_row(raw, told, self._options, self.problems)
+            if number % HEAD_ROWS == 0:
+                self._seen(path, source.n_bytes)
             if row is not None:
                 yield row
+        self._seen(path, source.n_bytes)
 
-
-def _sealed(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as stream:
-        for number, line in enumerate(stream, start=1):
-            yield parse_sealed(f"{path}:{number}", line)
+    def _sealed(self, path: Path) -> Iterator[Row]:
+        read = 0
+        with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):
+                yield parse_sealed(f"{path}:{number}", line)
+                read += len(line)
+                if number % HEAD_ROWS == 0:
+                    self._seen(path, read)
+        self._seen(path, path.stat().st_size)
 
 
 def open_place(place: str | Path, options: Options | None = None, form: str = AUTO) -> Place:

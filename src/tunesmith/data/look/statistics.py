@@ -70,18 +70,24 @@ def _ranks(
 
 
 def _bins(counts: Mapping[int, int]) -> tuple[tuple[int, int, int], ...]:
-    """At most 24 bins of one round width; what is longer than nearly all is in the last one."""
+    """At most 24 bins of one round width; what is longer than nearly all is in the last one.
+
+    They begin at 0, or where the lengths do when these are all far from it.
+    """
     ordered = sorted(counts)
     n = sum(counts.values())
     top = _ranks(counts, ordered, (0.99,), n)[0]
-    width = _round_width(max(1, math.ceil((top + 1) / _N_BINS)))
-    n_bins = top // width + 1
+    least = ordered[0] if 2 * ordered[0] > top else 0
+    # One bin less, since the first begins at a round number.
+    width = _round_width(math.ceil((top - least + 1) / (_N_BINS - 1)))
+    start = least // width * width
+    n_bins = (top - start) // width + 1
     sums = [0] * n_bins
     for length, count in counts.items():
-        sums[min(length // width, n_bins - 1)] += count
-    ends = [(at + 1) * width for at in range(n_bins)]
+        sums[min((length - start) // width, n_bins - 1)] += count
+    ends = [start + (at + 1) * width for at in range(n_bins)]
     ends[-1] = max(ends[-1], ordered[-1] + 1)
-    return tuple((at * width, ends[at], sums[at]) for at in range(n_bins))
+    return tuple((start + at * width, ends[at], sums[at]) for at in range(n_bins))
 
 
 def _round_width(least: int) -> int:
@@ -249,8 +255,9 @@ def stats(
         DataError: a file cannot be read at all.
     """
     seen = _Seen()
-    for split, row in place.all_rows():
-        seen.add(split, row)
+    with place.with_bar():
+        for split, row in place.all_rows():
+            seen.add(split, row)
     whole: Counter[int] = Counter()
     trained: Counter[int] = Counter()
     for row in seen.sample:

@@ -28,7 +28,10 @@ _ANSWERS = re.compile(
     r"\s*(?:[-*+]\s+)?(?:\*\*|__)?(?:A|Answer)\s*\d*\s*[:.)](?:\*\*|__)?\s*(.*)", re.I
 )
 _BOLD = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+)?(?:\*\*|__)(.+?\?)(?:\*\*|__)\s*(.*)")
-_SUMMARY = re.compile(r"\s*<summary>(.*?)</summary>\s*(.*)", re.I)
+_SUMMARY = re.compile(r"\s*(?:<details[^>]*>\s*)?<summary[^>]*>(.*?)(?:(</summary>)\s*(.*))?", re.I)
+"""A question that folds; its end may stand on a later line."""
+_SUMMARY_ENDS = re.compile(r"(.*?)</summary>\s*(.*)", re.I)
+_DETAILS_END = re.compile(r"\s*</details\s*>\s*$", re.I)
 _DEFINITION = re.compile(r" {0,3}\[([^\]^][^\]]*)\]:[ \t]+\S+.*")
 _REFERENCE = re.compile(r"\[([^\[\]]+)\](?:\[([^\[\]]*)\])?(?![(:])")
 _MARKS = re.compile(r"(\*\*|__|[*_`])(?=\S)(.+?)(?<=\S)\1")
@@ -146,7 +149,8 @@ def _add(text: str, name: str, made: Made, options: SupportOptions, seen: dict[s
         answer = _answer(
             section, _parts(sections, index) if not options.templates else [], definitions
         )
-        reason = _unfit(answer, options)
+        has_question = bool(section.heading) or not section.asks
+        reason = _unfit(answer, options) if has_question else "its question is empty"
         if reason:
             made.drop(where, section.heading, reason)
             continue
@@ -239,6 +243,7 @@ class _State:
         self.definitions: dict[str, str] = {}
         self.headings: list[tuple[int, str]] = []
         self.fence = ""
+        self.in_summary = False
 
     def open(self, line: int, level: int, heading: str, form: str, first: str = "") -> None:
         if form == "heading":
@@ -277,6 +282,8 @@ def _take(state: _State, number: int, line: str, before: str) -> None:
     """Put one line where it belongs. A very long one is text, whatever it looks like: no heading is."""
     if len(line) > MAX_LINE_CHARS:
         _keep(state, line)
+    elif state.in_summary:
+        _end_summary(state, line)
     elif state.fence:
         _keep(state, line)
         mark = _FENCE.match(line)
@@ -322,11 +329,28 @@ def _question_in_text(state: _State, number: int, line: str) -> bool:
     if last is not None and waits and (answered := _ANSWERS.fullmatch(line)):
         last.lines = [answered[1]]
         return True
-    if asked := _SUMMARY.fullmatch(line) or _BOLD.fullmatch(line):
-        form = "details" if line.lstrip().lower().startswith("<summary") else "bold"
-        state.open(number, level, _plain(asked[1]), form, asked[2])
+    if folded := _SUMMARY.fullmatch(line):
+        state.in_summary = not folded[2]
+        answer = _DETAILS_END.sub("", folded[3] or "")
+        state.open(number, level, _plain(folded[1]), "details", answer)
+        return True
+    if asked := _BOLD.fullmatch(line):
+        state.open(number, level, _plain(asked[1]), "bold", asked[2])
+        return True
+    if last is not None and last.form == "details" and (ends := _DETAILS_END.search(line)):
+        last.lines.append(line[: ends.start()])
         return True
     return bool(re.fullmatch(r"\s*</?details[^>]*>\s*", line, re.I))
+
+
+def _end_summary(state: _State, line: str) -> None:
+    """A further line of a question that folds; one that is never closed ends with its paragraph."""
+    asked, ended = state.sections[-1], _SUMMARY_ENDS.fullmatch(line)
+    more = _plain(ended[1] if ended else line)
+    asked.heading = f"{asked.heading} {more}".strip()
+    if ended:
+        asked.lines = [_DETAILS_END.sub("", ended[2])]
+    state.in_summary = not ended and bool(more) and len(asked.heading) < MAX_LINE_CHARS
 
 
 def _keep(state: _State, line: str) -> None:
@@ -336,6 +360,6 @@ def _keep(state: _State, line: str) -> None:
 
 def _plain(text: str) -> str:
     """A heading's text without marks of emphasis, links and anchors."""
-    text = re.sub(r"\s*\{#[\w-]+\}\s*$|<a [^>]*>|</a>", "", text)
+    text = re.sub(r"\s*\{#[\w-]+\}\s*$|</?(?:a|b|i|em|strong|h[1-6])(?: [^>]*)?>", "", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return _MARKS.sub(r"\2", text).strip()

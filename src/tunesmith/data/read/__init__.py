@@ -4,6 +4,7 @@ A row stays JSON text: each field keeps the exact characters of its value beside
 so what is written out is what was read in.
 """
 
+from tunesmith.data.read.bar import reading
 from tunesmith.data.read.chunk import Chunk
 from tunesmith.data.read.limits import Limits
 from tunesmith.data.read.places import Places, expand, survey
@@ -31,5 +32,6 @@ __all__ = [
     "parse_chunk",
     "parse_each",
     "parse_rows",
+    "reading",
     "survey",
 ]

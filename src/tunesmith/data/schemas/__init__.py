@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.problems import OfRow, Problems
-from tunesmith.data.rows import BadRow, Kind, RawRow, Row
+from tunesmith.data.rows import BadRow, Field, Kind, RawRow, Row
 from tunesmith.data.schemas.cut import CannotHold, Cut
 from tunesmith.data.schemas.picked import ALIASES, Options, Picked, options_of
 from tunesmith.data.schemas.table import SCHEMAS, Schema
@@ -92,14 +92,17 @@ def read_row(raw: RawRow | BadRow, schema: Told | str, options: Options) -> Row 
     return row
 
 
-def from_row(row: Row, schema: str) -> Written:
+def from_row(row: Row, schema: str, parts: tuple[Field, Field] | None = None) -> Written:
     """A canonical row in another schema.
+
+    Args:
+        parts: the two that its last question was read in, as `instruction.parts_of` gives them.
 
     Raises:
         ConfigError: no schema has this name.
     """
     target = SCHEMAS[schema_named(schema)]
-    cut = Cut(row)
+    cut = Cut(row, parts)
     try:
         own = target.writes(cut)
     except CannotHold as error:

@@ -54,11 +54,12 @@ class Cut:
     Attributes:
         row: the row.
         fields: its top-level fields.
+        parts: of its last question, where that was read in two.
         lost: names of what the schema cannot hold, in the order in which they were met.
     """
 
-    def __init__(self, row: Row) -> None:
-        self.row = row
+    def __init__(self, row: Row, parts: tuple[Field, Field] | None = None) -> None:
+        self.row, self.parts = row, parts
         self.fields = fields_of(row.text)
         self.lost: dict[str, None] = {}
 

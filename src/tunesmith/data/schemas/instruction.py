@@ -6,13 +6,13 @@ pairs of an earlier question and its answer).
 
 from __future__ import annotations
 
-from tunesmith.data.rows import Field, Row
+from tunesmith.data.rows import Field, RawRow, Row
 from tunesmith.data.schemas.cut import CannotHold, Cut
-from tunesmith.data.schemas.picked import Picked
+from tunesmith.data.schemas.picked import Options, Picked
 from tunesmith.data.schemas.slices import as_field, inner, items_of, listed_as
 from tunesmith.data.schemas.turns import text_problems, turn, under_system
 
-__all__ = ["read", "write"]
+__all__ = ["parts_of", "read", "write"]
 
 
 def read(picked: Picked) -> Row | None:
@@ -29,6 +29,13 @@ def read(picked: Picked) -> Row | None:
     turns += [turn("user", asked), turn("assistant", answered)]
     messages = under_system(under_system(listed_as(turns), system), picked.options.system)
     return picked.row("chat", {"messages": messages, **({"tools": tools} if tools else {})})
+
+
+def parts_of(raw: RawRow, options: Options) -> tuple[Field, Field] | None:
+    """A question's `instruction` and `input`, of a row that has both."""
+    names = [options.name_in(raw.fields, use) for use in ("instruction", "input")]
+    instruction, added = (raw.fields[name] if name else None for name in names)
+    return (instruction, added) if instruction and added else None
 
 
 def _history(picked: Picked) -> list[Field]:
@@ -55,7 +62,10 @@ def _history(picked: Picked) -> list[Field]:
 
 
 def write(cut: Cut) -> dict[str, str]:
-    """`instruction`, an empty `input`, `output`; `system` and `history` where the row has them."""
+    """`instruction`, `input`, `output`; `system` and `history` where the row has them.
+
+    `input` is empty unless the question was read in two such parts.
+    """
     turns = cut.conversation()
     own: dict[str, str] = {}
     if turns[0].role == "system":
@@ -69,4 +79,9 @@ def write(cut: Cut) -> dict[str, str]:
     if len(pairs) > 1:
         own["history"] = f"[{', '.join(f'[{q}, {a}]' for q, a in pairs[:-1])}]"
     question, answer = pairs[-1]
-    return {"instruction": question, "input": '""', "output": answer, **own}
+    added = '""'
+    if cut.parts is not None:
+        first, second = cut.parts
+        if cut.plain(asked[-1]).value == f"{first.value}\n\n{second.value}":
+            question, added = first.raw, second.raw
+    return {"instruction": question, "input": added, "output": answer, **own}

@@ -17,6 +17,10 @@ _SEAL = "seal-"
 """Begins the names of the checks whose errors mean that a sealed artifact is not what was sealed."""
 
 
+_MOST_OF_A_KIND = 20_000
+"""Findings about a file whose header is sound: each tensor of a large adapter may be wrong."""
+
+
 @dataclass(frozen=True)
 class CheckOptions:
     """How far a check goes.
@@ -112,7 +116,7 @@ class Desk:
         Args:
             fix: the remedy of those that name none.
         """
-        found = Findings(self.name(path), fix)
+        found = Findings(self.name(path), fix, most=_MOST_OF_A_KIND)
         self._found.append(found)
         return found
 

@@ -25,6 +25,7 @@ from tunesmith.export.check.tokens import check_tokens
 from tunesmith.export.check.tree import files_below, only, sound_texts
 from tunesmith.export.check.values import SCANNED_BYTES, scan_gguf, scan_safetensors
 from tunesmith.models.files import SafetensorsFile, read_json_object
+from tunesmith.store import signatures
 
 __all__ = ["bytes_to_read", "check_model"]
 
@@ -36,7 +37,7 @@ def check_model(place: str | Path, options: CheckOptions | None = None) -> Check
     bundle or merge of ours with several of these in it. Nothing is written, nothing of it is executed.
 
     Raises:
-        MissingError: there is nothing at that place.
+        MissingError: there is nothing at that place, or no such key.
         ModelError: there is, and it is no model.
         ConfigError: `options.public_key` holds no public key.
         EnvironmentProblem: a package that a check needs is not installed.
@@ -45,6 +46,8 @@ def check_model(place: str | Path, options: CheckOptions | None = None) -> Check
     if not root.exists() and not root.is_symlink():
         raise MissingError(f"there is nothing at {root}", fix="name a folder or a file")
     desk = Desk(root, options or CheckOptions())
+    if desk.options.public_key is not None and root.is_dir():
+        signatures.check_public_key(desk.options.public_key)  # before all is read
     files = files_below(desk)
     if root.is_dir() and is_sealed(root):
         check_sealed(desk, root, files)
@@ -62,8 +65,8 @@ def check_model(place: str | Path, options: CheckOptions | None = None) -> Check
     return CheckResult(root, kinds, desk.findings(), desk.facts)
 
 
-def bytes_to_read(place: str | Path, options: CheckOptions) -> int:
-    """About how many bytes a check reads, for a progress bar."""
+def bytes_to_read(place: str | Path, options: CheckOptions) -> tuple[int, int]:
+    """Bytes of all files, and about how many a check reads, for a progress bar: it reads some more than once."""
     root = Path(place)
     files = [root] if root.is_file() else [f for f in root.rglob("*") if f.is_file()]
     total = sum(file.stat().st_size for file in files)
@@ -71,7 +74,7 @@ def bytes_to_read(place: str | Path, options: CheckOptions) -> int:
     hashes = total if options.hashes and root.is_dir() and is_sealed(root) else 0
     hashes += total if options.public_key is not None else 0
     scanned = options.values is not False and (options.values or weights <= SCANNED_BYTES)
-    return hashes + (weights if scanned else 0)
+    return total, hashes + (weights if scanned else 0)
 
 
 def _wants_values(desk: Desk, files: Sequence[Path]) -> bool:

@@ -7,10 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.errors import ConfigError, TunesmithError, UsedDirectoryError, listed
+from tunesmith.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingError,
+    TunesmithError,
+    UsedDirectoryError,
+    listed,
+)
 from tunesmith.export.merge.methods import METHODS, Method, Settings
 from tunesmith.registry import nearest
-from tunesmith.store import MANIFEST
+from tunesmith.store import MANIFEST, Artifact
 
 __all__ = ["Asked", "raise_all", "settings_of", "wrong_with"]
 
@@ -67,7 +74,7 @@ def wrong_with(asked: Asked) -> list[TunesmithError]:
 
 
 def _wrong_out(asked: Asked) -> Iterator[TunesmithError]:
-    """A place that holds something, or lies in one of the models."""
+    """A place that holds something, or lies in an artifact or in one of the models."""
     out = asked.out.expanduser()
     # A sealed one is looked at later: it may be this very merge.
     is_sealed = (out / MANIFEST).is_file()
@@ -91,6 +98,23 @@ def _wrong_out(asked: Asked) -> Iterator[TunesmithError]:
                 why="a merge changes nothing in the models that it is made of",
                 fix="name a folder elsewhere with --out",
             )
+            return
+    for parent in out.resolve().parents:
+        if _is_sealed(parent):
+            yield UsedDirectoryError(
+                f"--out {asked.out} lies in the sealed {parent}",
+                why="nothing is added to what is sealed, and maybe signed",
+                fix="name a folder elsewhere with --out",
+            )
+
+
+def _is_sealed(folder: Path) -> bool:
+    """Whether it is an artifact: a manifest.json may also be another program's."""
+    try:
+        Artifact.open(folder)
+    except (ArtifactError, MissingError):
+        return False
+    return True
 
 
 def _wrong_count(asked: Asked, kind: Method) -> Iterator[ConfigError]:

@@ -63,11 +63,13 @@ class Findings:
         file: what the findings name.
         fix: the remedy of those that name none.
         found: in the order in which they came.
+        most: of a kind.
     """
 
     file: str
     fix: str
     found: list[Finding] = field(default_factory=list)
+    most: int = _MOST_OF_A_KIND
     _counts: dict[str, int] = field(default_factory=dict)
 
     def error(self, check: str, where: str, what: str, why: str = "", fix: str = "") -> None:
@@ -91,9 +93,9 @@ class Findings:
         self, severity: Severity, check: str, where: str, what: str, why: str, fix: str
     ) -> None:
         count = self._counts[check] = self._counts.get(check, 0) + 1
-        if count > _MOST_OF_A_KIND:
+        if count > self.most:
             return
-        if count == _MOST_OF_A_KIND:
+        if count == self.most:
             where, what = (
                 "",
                 f"there are {count} findings of this kind or more{_LEFT_OUT}",
