@@ -41,7 +41,7 @@ def one_stage(
     if stage == "data":
         from tunesmith.cli.data.split import print_report
 
-        print_report(done.artifact.read_json("report.json"), done.artifact.dir)
+        print_report(done.artifact.read_json("report.json"))
     if stage == "evaluate":
         from tunesmith.evaluate import open_result, render_summary
 

@@ -6,6 +6,7 @@ sealed there, so that later starts take seconds and a damaged cache is noticed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -112,10 +113,17 @@ def already_dequantised(gguf: Path) -> Artifact | None:
 
 def _cached(gguf: Path) -> tuple[Parent, Mapping[str, object], Path]:
     """The source, the inputs and the place of a dequantised model."""
-    source = Parent.file(gguf)
+    now = gguf.stat()
+    source = _source(gguf, now.st_mtime_ns, now.st_size)
     inputs: Mapping[str, object] = {"gguf": source.sha256, "version": RECIPE_VERSION}
     key = Run.key_of("model", inputs, [source])
     return source, inputs, cache_dir() / "models" / f"{gguf.stem}-{key[:12]}"
+
+
+@functools.lru_cache(maxsize=4)
+def _source(gguf: Path, _changed: int, _bytes: int) -> Parent:
+    """The file with its hash, taken once in a process while it is unchanged: several stages ask for it."""
+    return Parent.file(gguf)
 
 
 def _write_dequantised(gguf: Path, run: Run) -> None:

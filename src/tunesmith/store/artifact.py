@@ -224,9 +224,12 @@ class Artifact:
 
 def by_content(value: Any, files: Sequence[Parent]) -> Any:
     """Settings with each path replaced by its file's hash: moved files make the same artifact."""
-    hashes = {file.path: file.sha256 for file in files}
+    return _replaced(value, {file.path: file.sha256 for file in files})
+
+
+def _replaced(value: Any, known: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: by_content(item, files) for key, item in value.items()}
+        return {key: _replaced(item, known) for key, item in value.items()}
     if isinstance(value, list):
-        return [by_content(item, files) for item in value]
-    return hashes.get(value, value) if isinstance(value, str) else value
+        return [_replaced(item, known) for item in value]
+    return known.get(value, value) if isinstance(value, str) else value

@@ -98,7 +98,7 @@ def split(files: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None
         f"{where(result.artifact.dir)}: {rows['train']} train, {rows['validation']} validation, "
         f"{rows['test']} test rows"
     )
-    print_report(result.report, result.artifact.dir)
+    print_report(result.report)
 
 
 def _refuse_streams(files: Sequence[str], out: str) -> None:
@@ -202,7 +202,7 @@ def _amount(name: str, text: str) -> dict[str, int | float]:
     return {f"{name}_ratio": value}
 
 
-def print_report(report: Mapping[str, Any], folder: Path) -> None:
+def print_report(report: Mapping[str, Any]) -> None:
     """How files were read, what became of the rows, and what the test set can tell, on stdout."""
     _print_files(report["files"])
     kept = sum(report["rows"].values())
