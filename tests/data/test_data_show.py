@@ -104,6 +104,7 @@ def test_the_structure_for_programs_counts_what_it_lists(shown):
     assert found["row"].endswith("a.jsonl:1")
 
 
+@pytest.mark.slow
 def test_a_row_of_a_sealed_dataset_is_found_by_split_and_number(seal, renderer):
     result = seal({"max_test_rows": 3})
     row = data.find_row(result.artifact.dir, split="test", number=3)
@@ -119,6 +120,7 @@ def test_a_raw_file_is_read_with_the_fields_of_the_recipe(lines):
     assert [turn["content"] for turn in row.messages] == ["hint", "ask", "answer"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shown_is_a_clear_error(lines, seal, tmp_path):
     path = lines("a.jsonl", [ROW])
     with pytest.raises(MissingError, match="has no row 2"):

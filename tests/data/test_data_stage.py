@@ -41,6 +41,7 @@ def make_database(path):
     return path
 
 
+@pytest.mark.slow
 def test_the_sample_is_sealed_with_rows_databases_report_and_card(seal, rows_of):
     result = seal({})
     assert result.rows == {"train": 1400, "validation": 120, "test": 300}
@@ -70,6 +71,7 @@ def test_equal_samples_give_equal_files_and_databases(seal):
     assert one.artifact.files == two.artifact.files
 
 
+@pytest.mark.slow
 def test_the_sample_can_be_made_smaller(seal, rows_of):
     result = seal({"max_train_rows": 50, "max_test_rows": 20})
     assert result.rows == {"train": 50, "validation": 120, "test": 20}
@@ -265,6 +267,7 @@ def test_several_files_of_several_schemas_make_one_dataset(seal, lines):
     assert schemas == ["prompt-completion", "instruction"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 def test_a_disk_that_takes_no_more_seals_nothing_and_the_run_can_be_resumed(tmp_path):
     import resource

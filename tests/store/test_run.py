@@ -162,6 +162,7 @@ def test_two_processes_never_write_the_same_run(tmp_path):
     assert python(code, tmp_path / "a").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_run_that_is_whole_or_can_go_on(tmp_path):
     found = python(CRASHES, tmp_path)
     states = [line.split() for line in found.stdout.splitlines()]

@@ -152,6 +152,7 @@ def test_a_query_without_end_is_stopped_and_the_next_one_runs(database, sql):
         assert isinstance(runner.run(database, "SELECT 1", max_rows=1), QueryRows)
 
 
+@pytest.mark.slow
 def test_a_query_that_takes_all_memory_is_stopped_and_the_next_one_runs(database):
     sql = (
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 2000) "

@@ -179,6 +179,7 @@ def test_a_whole_checkpoint_of_a_later_step_stays_and_is_not_counted(tmp_path):
     assert [int(p.name[-8:]) for p in sorted(tmp_path.iterdir())] == [60, 70, 100]
 
 
+@pytest.mark.slow
 def test_killed_while_a_step_is_saved_again_the_first_save_of_it_is_there(tmp_path):
     """As a stop right after a checkpoint does; `kill -9` comes when the old one has lost its name."""
     code = (

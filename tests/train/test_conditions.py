@@ -36,6 +36,7 @@ def test_conditions_that_changed_are_named_and_unknown_ones_are_not():
     assert changes_of({}, now, 7) == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_changed_in_every_attempt(tmp_path, base, rows):
     one = session_of(base, rows)
     one.conditions = {**one.conditions, "threads": 7}

@@ -145,6 +145,7 @@ PREPARED = {
 """Reference log-probabilities and the frozen layers' states are computed before the first step."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_survives_sigterm")
 @pytest.mark.parametrize("where", ["references-batch:2", "references-written", "trunk-batch:2"])
 def test_sigterm_before_the_first_step_stops_there_and_says_that_nothing_was_trained(
@@ -164,6 +165,7 @@ def test_sigterm_before_the_first_step_stops_there_and_says_that_nothing_was_tra
     assert train(tmp_path / "run", pairs, values(base, **PREPARED)).facts["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_survives_sigterm")
 @pytest.mark.parametrize(
     ("where", "said"),
@@ -185,6 +187,7 @@ def test_sigterm_at_the_end_stops_and_says_what_is_kept(tmp_path, base, rows, wh
         assert train(tmp_path / "run", rows, recipe).facts["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_checkpoint_stops_with_the_one_before_intact(tmp_path, base, rows):
     recipe = values(base, max_steps=5)
     failpoints.arm("checkpoint-state:3=enospc")
@@ -269,6 +272,7 @@ def test_the_best_checkpoint_is_kept_and_sealed_when_asked(tmp_path, base, rows,
         assert weight.equal(sealed[name.replace(".default", "")])
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, base, rows):
     recipe = values(base, max_steps=2)
     failpoints.arm("trained-begin=enospc")

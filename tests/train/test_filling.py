@@ -156,6 +156,7 @@ def test_of_rows_that_fit_one_that_shares_is_taken():
     assert first.members.tolist() == [0, 3]
 
 
+@pytest.mark.slow
 def test_packing_twice_the_rows_takes_about_twice_the_work():
     def calls(count: int) -> int:
         draw = np.random.default_rng(1)

@@ -83,6 +83,7 @@ def climbed(base, rows, **train) -> tuple[list[str], CapacityError]:
     return [line.partition("took: ")[2].partition(" because")[0] for line in said], caught.value
 
 
+@pytest.mark.slow
 def test_it_climbs_rung_by_rung_in_the_ladders_order_and_the_end_is_a_clear_error(base, rows):
     taken, error = climbed(base, rows, activation_checkpointing="off", on_long_row="drop")
     changed = [line.split()[0] for line in taken]
@@ -101,6 +102,7 @@ def test_it_climbs_rung_by_rung_in_the_ladders_order_and_the_end_is_a_clear_erro
     assert "--fit" not in error.fix
 
 
+@pytest.mark.slow
 def test_a_model_whose_shape_is_not_known_climbs_by_its_micro_batch(base, rows, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -167,6 +167,7 @@ def test_segments_longer_than_a_unit_of_work_equal_the_plain_path(lengths):
         close(found, wanted.double(), torch.float32)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_number_of_threads_changes_no_bit():
     batch = a_tree([-1, 0, 0, 1, 1, -1], [24, 90, 40, 33, 70, 128])

@@ -24,6 +24,7 @@ def plan_with(tiny_base, dataset):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro", [512, 1024, "auto"])
 def test_few_steps_of_many_rows_are_noted_with_settings_that_silence_the_note(plan_with, micro):
     plan = plan_with(micro_batch_tokens=micro)

@@ -100,6 +100,7 @@ def test_ctrl_c_when_stderr_lost_its_reader_saves_every_step_and_exits_with_130(
     assert kept.step == done[-1] >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_survives_sigterm")
 @pytest.mark.parametrize("nth", [1, 2])
 def test_samples_that_a_stop_came_into_are_made_up_for_once(tmp_path, base, rows, nth):
@@ -112,6 +113,7 @@ def test_samples_that_a_stop_came_into_are_made_up_for_once(tmp_path, base, rows
     assert sampled == [2, 2, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_survives_sigterm")
 def test_samples_that_were_shown_before_a_stop_are_not_shown_again(tmp_path, base, rows):
     recipe = values(base, max_steps=3, sample_rows=1, sample_every_steps=2)

@@ -129,6 +129,7 @@ STEPS_BEGUN = 5
 """Four, of which the last one fails, and the third again on the way back from the checkpoint after the second."""
 
 
+@pytest.mark.slow
 def test_a_stop_on_the_way_back_leaves_a_record_and_the_next_attempt_the_right_one(
     tmp_path, base, rows
 ):
@@ -146,6 +147,7 @@ def test_a_stop_on_the_way_back_leaves_a_record_and_the_next_attempt_the_right_o
     assert all(torch.equal(before[name], weight) for name, weight in again.weights.items())
 
 
+@pytest.mark.slow
 def test_a_failure_on_the_way_back_leaves_the_record_of_the_first_one(tmp_path, base, rows):
     _Explodes.fatal[sum_above(weights_before(4, base, rows))] = 0
     _Explodes.fatal[sum_above(weights_before(3, base, rows))] = 1
