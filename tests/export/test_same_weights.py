@@ -44,6 +44,15 @@ def test_the_rounded_weights_are_the_same(tmp_path, merged, dtype):
     assert told == f"all {2 + 3 * LAYERS} tensors are the merged model's, rounded once"
 
 
+def test_the_sign_of_a_zero_counts(tmp_path):
+    found = {"model.embed": torch.zeros(3, 2)}
+    merged = folder(tmp_path / "float32", found)
+    assert check_weights("merged", folder(tmp_path / "same", found), merged)
+    found["model.embed"][1, 1] = -0.0
+    with pytest.raises(ParityError, match=r"model\.embed"):
+        check_weights("merged", folder(tmp_path / "merged", found), merged)
+
+
 @pytest.mark.parametrize("layers", [(0, 1), (3, 4), (0, 2, 4), (1, 2, 3), range(LAYERS)], ids=str)
 def test_any_layers_in_their_order_are_a_pruned_model(tmp_path, merged, layers):
     place = folder(tmp_path / "pruned", tensors(torch.float16, layers))

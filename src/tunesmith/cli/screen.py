@@ -93,7 +93,9 @@ def table(
     right: Sequence[int] = (),
     to: Console | None = None,
 ) -> None:
-    """A table on stdout, or elsewhere. Text wraps between words; names, paths and figures stay whole, to be copied.
+    """A table on stdout, or elsewhere.
+
+    Text wraps between words; names and paths of up to 80 characters and figures stay whole.
 
     A table that is too wide even so is not cut: the terminal breaks its lines.
 

@@ -61,7 +61,10 @@ def _is_same(found: Weights, name: str, wanted: Weights, other: str) -> bool:
     if name not in found.tensors or other not in wanted.tensors:
         return False
     stored = found.raw(name)
-    return torch.equal(stored, wanted.raw(other).to(stored.dtype))
+    rounded = wanted.raw(other).to(stored.dtype)
+    # As bytes: -0.0 equals 0.0 as a number.
+    bits = [one.contiguous().reshape(-1).view(torch.uint8) for one in (stored, rounded)]
+    return stored.shape == rounded.shape and torch.equal(*bits)
 
 
 def _whole(found: Weights, wanted: Weights) -> Iterator[Pair]:
