@@ -187,6 +187,10 @@ def test_a_merge_is_exported_as_a_bundle_that_is_proved_to_be_it(models, tmp_pat
         assert f"| {name} | {model['correct']} of {ranking['n']} |" in readme
         assert f"| {low:.1f} to {high:.1f} % |" in readme
     assert str(models) not in readme
+    for file in bundle.dir.rglob("*.*"):
+        if file.suffix in (".json", ".md", ".txt", ".jinja"):
+            assert str(models) not in file.read_text(encoding="utf-8"), file.name
+            assert str(tmp_path) not in file.read_text(encoding="utf-8"), file.name
     assert bundle.read_json("parity.json")["reference"].startswith("merged weights")
     assert Artifact.open(tmp_path / "out").sha256 in {parent.sha256 for parent in bundle.parents}
     # The key is no part of the bundle: the one that is there is signed, and its place is told nowhere.
